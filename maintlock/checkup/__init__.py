@@ -1,0 +1,1 @@
+"""What `maintlock doctor` looks at: facts, and small checks that turn them into findings."""

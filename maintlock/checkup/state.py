@@ -1,0 +1,299 @@
+"""Checks of what is ours: configuration, state directory, records, ledger, and the lease itself."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from maintlock import filesystem, history, holder, outside, paths, pending, process, sidecar
+from maintlock import line as line_file
+from maintlock.checkup.facts import fine, named, notice, of_error, problem, quoted, to_edit
+from maintlock.errors import RefusedError
+from maintlock.ledger import DATABASE, LedgerUnavailable, open_to_read
+from maintlock.redact import printable
+from maintlock.times import duration_text, epoch_seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from maintlock.checkup.facts import Facts, Finding
+    from maintlock.custody import Custody
+    from maintlock.paths import Places
+
+DIRECTORY_MODE, FILE_MODE = 0o700, 0o600
+OURS = ("ledger.", "orchestrator.")
+ENDINGS = (".lock", ".queue", ".nested", ".json", ".json.tmp")
+FEW_BYTES = 16 << 20
+MUCH_WAITING_BYTES = (
+    128 * 1024
+)  # every job beyond a second drains, and every one beyond 32 KiB: more means that none can
+UPGRADE = "has schema"
+
+
+def configuration(facts: Facts) -> Iterable[Finding]:
+    """Tell whether the configuration is valid, and nobody else can have written it."""
+    error = facts.settings_error
+    if error is not None:
+        yield of_error(error, to_edit(facts.settings_path) if facts.settings_path else None)
+    elif facts.settings.path is None:
+        yield fine("there is no maintlock.toml: all defaults")
+    else:
+        yield fine(f"{facts.settings.path} is valid")
+
+
+def permissions(facts: Facts) -> Iterable[Finding]:
+    """Tell whether state directory and records are of their kind, and ours alone to write and read."""
+    try:
+        found = os.lstat(facts.directory)
+    except FileNotFoundError:
+        yield fine(f"{facts.directory} does not exist yet; the first request makes it")
+        return
+    yield from _judged(facts.directory, found, DIRECTORY_MODE)
+    yield from _parents(facts.directory)
+    for name, status in sorted(facts.files.items()):
+        if name.startswith(OURS) or name.endswith(ENDINGS):
+            yield from _judged(f"{facts.directory}/{name}", status, FILE_MODE)
+
+
+def _judged(path: str, found: os.stat_result, mode: int) -> Iterable[Finding]:
+    is_directory = mode == DIRECTORY_MODE
+    try:
+        paths.check_trusted(path, found, directory=is_directory)
+    except RefusedError as error:
+        yield of_error(error)
+        return
+    if found.st_mode & mode != mode:
+        yield problem(
+            f"{path}: you may not read and write it", quoted("chmod", "u+rwx" if is_directory else "u+rw", path)
+        )
+    elif found.st_mode & 0o077:
+        yield notice(f"{path}: others may read it", quoted("chmod", "go-rwx", path))
+
+
+def _parents(directory: str) -> Iterable[Finding]:
+    """Where everybody may write and there is no sticky bit, everybody may put another directory in the place of ours."""
+    parent = os.path.dirname(directory)
+    while parent != os.path.dirname(parent):
+        mode = os.stat(parent).st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            yield problem(
+                f"{parent}: everybody may rename what is in it, the state directory too", quoted("chmod", "o-w", parent)
+            )
+        parent = os.path.dirname(parent)
+
+
+def filesystems(facts: Facts) -> Iterable[Finding]:
+    """Tell whether the state directory is on a filesystem whose flock is local, writable, and not full."""
+    kind = filesystem.read_type(facts.directory)
+    another = quoted("export", f"MAINTLOCK_STATE_DIR=/var/tmp/maintlock-{os.geteuid()}")
+    if not kind:
+        yield notice(f"{facts.directory}: what filesystem it is on cannot be told; on a network's a lock may be none")
+    elif kind not in filesystem.LOCAL:
+        yield problem(
+            f"{facts.directory}: is on a filesystem of type {kind}, where a lock may be shared with other machines or be "
+            "none at all; take a local one, for everybody who starts jobs",
+            another,
+        )
+    try:
+        room = os.statvfs(facts.directory)
+    except FileNotFoundError:
+        return
+    if room.f_flag & os.ST_RDONLY:
+        yield problem(f"{facts.directory}: is on a read-only filesystem: no job can be put on record", another)
+    elif room.f_bavail * room.f_frsize < FEW_BYTES or (room.f_files and not room.f_favail):
+        yield problem(
+            f"{facts.directory}: the disk is full: a job that cannot be put on record does not run",
+            quoted("du", "-xsh", facts.directory, os.path.expanduser("~")),
+        )
+
+
+def records(facts: Facts) -> Iterable[Finding]:
+    """Tell whether the lock's line and the sidecar can be read, and are of this lease and system."""
+    for lease in facts.leases:
+        places, look = facts.places(lease), facts.looks[lease]
+        yield from _line(facts, places, look)
+        yield from _sidecar(facts, places, look)
+
+
+def _line(facts: Facts, places: Places, look: Custody) -> Iterable[Finding]:
+    content = process.read_bytes(places.lock, line_file.WIDTH) if _is_file(places.lock) else b""
+    if not content or line_file.decoded(content) is not None or look.is_passing:
+        return
+    yield problem(
+        f"{places.lock}: its line is damaged, or of another version: who had the lease last is not known, and all that "
+        "carries any of its grants counts as surviving",
+        facts.job(places.lease, "true") if look.state == "free" else facts.stop(places.lease),
+    )
+
+
+def _sidecar(facts: Facts, places: Places, look: Custody) -> Iterable[Finding]:
+    reading = sidecar.read(places.sidecar)
+    fields = reading.fields
+    if fields is not None and fields["schema"] > sidecar.SCHEMA:
+        return  # told with the versions
+    if fields is not None and fields["lease"] != places.lease:
+        text = f"{places.sidecar}: is the record of another lease, {printable(fields['lease'])}"
+        yield problem(text, quoted("rm", places.sidecar))
+    elif (foreign := holder.of_other_kernel(places, reading)) is not None:
+        text, _, command = foreign.rpartition(", run: ")
+        yield problem(f"{text}, remove it", command)
+    elif reading.state in {"malformed", "unreadable"} or (
+        reading.state == "missing" and look.state == "held" and look.grant
+    ):
+        text = f"{places.sidecar}: is {reading.state}"
+        if look.state == "held":
+            yield problem(
+                f"{text} while the lease is held: its owner is unknown to all who stand back", facts.stop(places.lease)
+            )
+        else:
+            yield problem(f"{text}; the next request clears it away", facts.job(places.lease, "true"))
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+def ledger(facts: Facts) -> Iterable[Finding]:
+    """Tell whether the ledger can be read, is whole, and has been told everything."""
+    if not facts.is_ledger_trusted:
+        return
+    yield from _database(facts)
+    dropped = pending.dropped(facts.directory)
+    if dropped:
+        were = "event was" if dropped == 1 else "events were"
+        yield notice(f"{dropped} {were} dropped since the beginning: the history is not whole")
+
+
+def _database(facts: Facts) -> Iterable[Finding]:
+    path = f"{facts.directory}/{DATABASE}"
+    aside = f'for f in {quoted(path)}*; do mv "$f" "$f.broken"; done'
+    anew = "history and counters begin anew without it"
+    try:
+        with open_to_read(facts.directory) as db:
+            (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    except LedgerUnavailable as error:
+        if error.reason.startswith("corrupt"):
+            yield problem(f"{error}; {anew}", aside)
+        elif UPGRADE not in error.reason:  # that is told with the versions
+            yield problem(str(error), quoted("ls", "-la", facts.directory))
+        return
+    if found != "ok":
+        yield problem(f"{path}: {found}; {anew}", aside)
+
+
+def waiting(facts: Facts) -> Iterable[Finding]:
+    """Tell what waits for the ledger, and whether it will ever be entered."""
+    size = pending.size(facts.directory)
+    if not size or not facts.is_ledger_trusted:
+        return
+    path = f"{facts.directory}/{pending.PENDING}"
+    events = pending.read(facts.directory)
+    many = f"{len(events)} event{'' if len(events) == 1 else 's'}"
+    enter = facts.job("heavy-maintenance", "sleep", "1")
+    if size > MUCH_WAITING_BYTES:
+        yield problem(f"{path}: {many} wait for the ledger, more than a job leaves there: none can enter them", enter)
+    elif not events:
+        yield problem(f"{path}: holds nothing that is an event; the next entry counts it as dropped", enter)
+    else:
+        yield notice(
+            f"{path}: {many} wait for the ledger, until a job of a second or more has ended; readers see them", enter
+        )
+
+
+def lease(facts: Facts) -> Iterable[Finding]:
+    """Tell whether who has a lease is known and at work, and not for too long."""
+    for name in facts.leases:
+        look = facts.looks[name]
+        if look.state == "orphaned":
+            yield problem(f"{name}: {look.detail}", facts.stop(name))
+        elif look.state == "unknown":
+            yield notice(f"{name}: who has it cannot be told: {look.detail}")
+        elif look.state == "held":
+            known = (
+                f"{name} is held by {look.grant.task} (pid {look.grant.identity.pid})" if look.grant is not None else ""
+            )
+            yield from list(_holder(facts, name, look)) or [fine(known)]
+        elif holder.of_other_kernel(facts.places(name), sidecar.read(facts.places(name).sidecar)) is not None:
+            continue  # told with the records
+        elif look.detail:
+            yield notice(f"{name}: {look.detail}", facts.job(name, "true"))
+        else:
+            yield fine(f"{name} is free")
+
+
+def _holder(facts: Facts, name: str, look: Custody) -> Iterable[Finding]:
+    grant, fields = look.grant, look.fields
+    if grant is None:
+        yield problem(f"{name}: {look.detail}", facts.stop(name))
+        return
+    pids = {grant.identity.pid, *([fields["job_pid"]] if fields is not None and fields.get("job_pid") else [])}
+    stopped = [row for row in (facts.table.get(pid) for pid in sorted(pids)) if row is not None and row.state in "Tt"]
+    if stopped:
+        text = f"{name}: {grant.task} has it and is stopped: {named(stopped)}; nobody gets on until it goes on"
+        yield problem(text, quoted("kill", "-CONT", *[str(row.pid) for row in stopped]))
+    since = epoch_seconds(fields["acquired_at"]) if fields is not None else None
+    held = None if since is None else facts.now - since
+    if fields is not None and held is not None and held > fields["ttl_seconds"]:
+        text = f"{name}: {grant.task} has had it for {duration_text(held)}, longer than its {duration_text(fields['ttl_seconds'])}"
+        yield problem(text, facts.stop(name))
+
+
+def lock_file(facts: Facts) -> Iterable[Finding]:
+    """Tell whether somebody has a lock on a file that is no more in the lock's place."""
+    for name in facts.leases:
+        places, look = facts.places(name), facts.looks[name]
+        if look.replaced is not None:
+            yield problem(f"{name}: {look.replaced}; it still counts as held", facts.stop(name))
+            continue
+        for lock in facts.open_locks:
+            was_it = os.path.basename(lock.path).startswith(f"{name}.lock") and lock.directory == facts.directory
+            if was_it and lock.is_locked and not any(lock.is_same(found) for found in facts.files.values()):
+                text = f"{places.lock}: was replaced or removed, and {named([facts.table[lock.pid]])} has a lock on the former one"
+                yield problem(text, quoted("kill", str(lock.pid)))
+
+
+def descriptors(facts: Facts) -> Iterable[Finding]:
+    """Tell whether only the job carries its lock's descriptor."""
+    for name in facts.leases:
+        places, look, status = facts.places(name), facts.looks[name], facts.files.get(f"{name}.lock")
+        pids = dict.fromkeys(lock.pid for lock in facts.open_locks if lock.is_locked and lock.is_same(status))
+        leaked = [
+            facts.table[pid]
+            for pid in pids
+            if pid != os.getpid() and not outside.is_covered(facts.table[pid], facts.table, places, look)
+        ]
+        if not leaked or (look.state == "held" and look.grant is None):
+            continue  # somebody unknown who has it is told with the lease
+        task = look.grant.task if look.grant is not None else "an earlier job"
+        end = quoted("kill", *[str(stat.pid) for stat in leaked])
+        text = f"{places.lock}: its descriptor leaked from {task} to {named(leaked)}, outside the job"
+        if look.state == "orphaned":
+            yield problem(f"{text}: it keeps the lease, for nobody", end)
+        else:
+            again = (
+                "; should the wrapper be killed, it would keep the lease: start it with -o, or close its descriptors"
+            )
+            yield notice(f"{text}{again}", end)
+
+
+def collisions(facts: Facts) -> Iterable[Finding]:
+    """Tell whether heavy processes work outside the lease, or beside each other."""
+    found = outside.find(facts.settings.tasks.values(), facts.places)
+    for one in found:
+        yield problem(
+            f"{one.task}: {named([one.stat])} runs outside the {one.lease} lease; start it through maintlock-wrap",
+            quoted("kill", str(one.stat.pid)),
+        )
+    for name in facts.leases if facts.is_ledger_trusted else ():
+        try:
+            told = history.read_snapshot(facts.directory, lease=name).collisions
+        except LedgerUnavailable:
+            continue  # told with the ledger
+        for collision in told:
+            if collision.kind == "inherited":  # the other kinds are told by what is seen now
+                text = f"{name}: several heavy processes were found at once: {printable(collision.detail or '', 1000)}"
+                yield problem(text, facts.here("maintlock", "status"))

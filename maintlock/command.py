@@ -1,0 +1,136 @@
+"""What the subcommands of `maintlock` have in common: how they are described, and the options that say which lease."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
+from typing import TYPE_CHECKING
+
+from maintlock import config, paths
+from maintlock.errors import UsageError
+from maintlock.model import record
+from maintlock.names import DEFAULT_LEASE, EXPECTED_LEASE, EXPECTED_TASK, is_lease_name, is_task_name
+from maintlock.times import duration_seconds
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Callable, Sequence
+    from typing import NoReturn
+
+    from _typeshed import SupportsWrite
+
+    from maintlock.config import Config
+    from maintlock.paths import Places
+
+HELP_WIDTH = 80
+
+
+@record(frozen=True, kw_only=True)
+class Command:
+    """One subcommand. `run` gets what `add_arguments` has declared, and returns the exit code."""
+
+    description: str
+    epilog: str
+    add_arguments: Callable[[ArgumentParser], None]
+    run: Callable[[Namespace], int]
+
+
+class _Parser(ArgumentParser):
+    """Argparse with our exit code for a wrong command line, and our one line on stderr."""
+
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        (sys.stdout if file is None else file).write(self.format_help())  # argparse's own hides that nobody reads it
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see: {self.prog} --help")
+
+
+def parsed(name: str, command: Command, argv: Sequence[str]) -> Namespace:
+    """Return what a command line says.
+
+    Raises:
+        UsageError: It says something impossible.
+        SystemExit: It asked for help, which has been printed.
+    """
+    parser = _Parser(
+        prog=f"maintlock {name}",
+        description=command.description,
+        epilog=command.epilog,
+        formatter_class=lambda prog: RawDescriptionHelpFormatter(prog, width=HELP_WIDTH, max_help_position=24),
+        allow_abbrev=False,
+    )
+    command.add_arguments(parser)
+    return parser.parse_intermixed_args(list(argv))
+
+
+def add_places(parser: ArgumentParser, *, lease_help: str = "which lease (heavy-maintenance)") -> None:
+    """Declare `--lease --state-dir --config`."""
+    parser.add_argument("--lease", metavar="NAME", type=lease_name, help=lease_help)
+    add_state(parser)
+
+
+def add_state(parser: ArgumentParser) -> None:
+    """Declare `--state-dir --config`."""
+    parser.add_argument("--state-dir", metavar="DIR", type=_path, help="where the lock lives")
+    parser.add_argument("--config", metavar="FILE", type=_path, help="maintlock.toml to use, or: none")
+
+
+def read_config(said: Namespace) -> Config:
+    """Return the configuration.
+
+    Raises:
+        ConfigError: It is invalid.
+        RefusedError: Somebody else could have written it.
+    """
+    return config.load(config.find(said.config, os.environ, working_directory()))
+
+
+def read_places(said: Namespace, settings: Config | None = None) -> Places:
+    """Return where the lease lives; nothing is made there. Raises what `read_config` does."""
+    settings = read_config(said) if settings is None else settings
+    directory = paths.state_directory(said.state_dir, os.environ, settings.state_dir)
+    return paths.Places(directory=directory, lease=said.lease or DEFAULT_LEASE)
+
+
+def working_directory() -> str:
+    """Return the working directory, or `/` where that has been removed."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return "/"
+
+
+def lease_name(text: str) -> str:
+    """Return the name of a lease, for argparse."""
+    if not is_lease_name(text):
+        raise ArgumentTypeError(f"{text!r}: expected {EXPECTED_LEASE}")
+    return text
+
+
+def task_name(text: str) -> str:
+    """Return the name of a task, for argparse."""
+    if not is_task_name(text):
+        raise ArgumentTypeError(f"{text!r}: expected {EXPECTED_TASK}")
+    return text
+
+
+def seconds(text: str) -> float:
+    """Return a duration in seconds, for argparse."""
+    try:
+        return duration_seconds(text)
+    except ValueError as error:
+        raise ArgumentTypeError(f"{text!r}: {error}") from None
+
+
+def count(text: str) -> int:
+    """Return a number of things, for argparse."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+        raise ArgumentTypeError(f"{text!r}: expected a number, 0 or more")
+    return int(text)
+
+
+def _path(text: str) -> str:
+    if not text:
+        raise ArgumentTypeError("expected a path")
+    return text

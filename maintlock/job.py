@@ -1,0 +1,362 @@
+"""One job: start it, pass signals on, wait for its leftovers, stop it.
+
+    running ──main process ended──> lingering ──leftovers gone──> closing ──joined jobs gone──> over
+
+In each phase the loop waits for a signal or the next deadline, reaps, and looks whether the phase is over.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from maintlock import process, signals, spawn, survivors, terminal, tokens
+from maintlock.errors import EXIT_SIGNAL_BASE, EXIT_TIMED_OUT
+from maintlock.holder import leaders_of
+from maintlock.lease import Joined, Lease
+from maintlock.model import record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from maintlock.process import Stat
+    from maintlock.signals import Signals
+
+DEFAULT_GRACE_SECONDS = 10.0
+NAME_LEFTOVERS_SECONDS = 1.0
+LOOK_SECONDS = 0.2  # leftovers are our children and tell us of their end; this is for those that leave the session
+KILL_AGAIN_SECONDS = 0.05
+TO_MAIN_ONLY = frozenset({signals.USR1, signals.USR2})  # their default action would kill helpers that expect none
+TERMINAL_STOPS = frozenset({signals.TSTP, signals.TTIN, signals.TTOU})
+STOPPED_BY = frozenset({signals.TERM, signals.INT, signals.QUIT})
+
+
+@record(frozen=True, kw_only=True)
+class Settings:
+    """How to run a job."""
+
+    hold_until: str
+    max_runtime_seconds: float | None
+    grace_seconds: float
+    passes_descriptor: bool
+
+
+@record(frozen=True, kw_only=True)
+class Ending:
+    """How a job ended. `signal` is what its main process died of, 0 if of none."""
+
+    outcome: str
+    exit_code: int
+    signal: int = 0
+
+
+class Job:
+    """The command and all that it leaves behind, run under a grant."""
+
+    def __init__(self, grant: Lease | Joined, command: Sequence[str], settings: Settings, watch: Signals) -> None:
+        self.grant = grant
+        self.command = command
+        self.settings = settings
+        self.watch = watch
+        self.shares_group = terminal.is_foreground()
+        self.gave_terminal = False
+        self.was_continued = False
+        self.was_interrupted = False  # after the main process had ended: that was meant for us
+        self.is_subreaper = process.become_subreaper()
+        self.not_ours = frozenset(_children_before())
+        self.pid = 0
+        self.status: int | None = None
+        self.has_children = True
+        self.reaped = 0
+        self.passed_on: set[int] = set()
+        self.by_terminal: set[int] = set()
+        self.timed_out = False
+        self.kill_at: float | None = None
+        self.killing = False
+        self.name_at: float | None = None
+        self.overdue_at: float | None = None
+
+    def start(self, environ: Mapping[str, str]) -> None:
+        """Start the command.
+
+        Raises:
+            CommandError: It cannot be started.
+        """
+        fd = self.grant.fd if isinstance(self.grant, Lease) and self.settings.passes_descriptor else None
+        environ = tokens.merged(environ, self.grant.environment(environ, fd=fd))
+        self.watch.leave_stopping_to_job()
+        if fd is not None:
+            os.set_inheritable(fd, True)  # noqa: FBT003  the standard library's signature
+        try:
+            own_group = not self.shares_group
+            default = [n for n in (signals.PIPE, signals.XFSZ) if n not in self.watch.ignored]
+            self.pid = spawn.started(
+                self.command, environ, mask=self.watch.inherited_mask, default=default, own_group=own_group
+            )
+        finally:
+            if fd is not None:
+                os.set_inheritable(fd, False)  # noqa: FBT003  as above
+        if self.settings.max_runtime_seconds is not None:
+            self.overdue_at = time.monotonic() + self.settings.max_runtime_seconds
+
+    def run(self) -> Ending:
+        """Wait until nothing of the job works any more, and no joined job either."""
+        while not self._main_ended():
+            self._turn(None)
+        self._take_terminal_back()
+        self.name_at = time.monotonic() + NAME_LEFTOVERS_SECONDS
+        while leftovers := self._leftovers():
+            self._name(leftovers)
+            self._turn(LOOK_SECONDS)
+        self._name_departed()
+        if isinstance(self.grant, Lease) and not self.grant.try_exclude_joined():
+            taken = self.watch.lock_in_thread(self.grant.nested_fd)
+            while not taken:
+                self._turn(None)
+        return self._ending()
+
+    # One turn of the loop
+
+    def _turn(self, at_most: float | None) -> None:
+        deadlines = [at for at in (self.kill_at, self.overdue_at) if at is not None]
+        left = [max(0.0, at - time.monotonic()) for at in deadlines]
+        numbers = self.watch.wait(min([*left, *([] if at_most is None else [at_most])], default=None))
+        if self.shares_group and signals.TSTP in numbers:
+            numbers = [number for number in numbers if number != signals.CONT]  # as below: the Ctrl-Z is newer
+        for number in numbers:
+            self._on_signal(number)
+        now = time.monotonic()
+        if self.overdue_at is not None and now >= self.overdue_at:
+            self.overdue_at, self.timed_out = None, True
+            self._say_overdue()
+            self._stop(now)
+        if self.kill_at is not None and now >= self.kill_at:
+            self.killing = True
+            self.kill_at = now + KILL_AGAIN_SECONDS
+            self._send_to_all(signals.KILL)
+
+    def _on_signal(self, number: int) -> None:
+        if number in {signals.CHLD, signals.WOKEN}:
+            return
+        if number in {signals.INT, signals.QUIT} and self.shares_group:
+            self.by_terminal.add(number)  # the terminal has delivered it to the job too
+            self.was_interrupted = self.was_interrupted or (number == signals.INT and self.status is not None)
+            return
+        if number == signals.TSTP:
+            self._on_tstp()
+            return
+        if number == signals.CONT and self.was_continued:
+            self.was_continued = False
+            return
+        if number == signals.CONT and self.shares_group:
+            self._on_cont()
+            return
+        self.passed_on.add(number)
+        self._pass_on(number)
+        if number == signals.TERM and self.kill_at is None:
+            self.kill_at = time.monotonic() + self.settings.grace_seconds
+
+    def _on_cont(self) -> None:
+        """Continue the job, unless a Ctrl-Z has come since: that has stopped the job too, and is the newer wish."""
+        later = self.watch.wait(0)
+        if signals.TSTP not in later:
+            self.passed_on.add(signals.CONT)
+            self._pass_on(signals.CONT)
+        for number in later:
+            self._on_signal(number)
+
+    def _main_ended(self) -> bool:
+        while self.has_children:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
+            except ChildProcessError:
+                self.has_children = False
+                break
+            if pid == 0:
+                break
+            if os.WIFSTOPPED(status):
+                if pid == self.pid and self.status is None:
+                    self._on_stop(os.WSTOPSIG(status))
+                continue
+            self.reaped += 1
+            if pid == self.pid:
+                self.status = status
+        return self.status is not None
+
+    # Ctrl-Z, `fg` and `bg`
+
+    def _on_tstp(self) -> None:
+        """Have the job stop, which has got this from the terminal too if it shares our group; then we stop with it."""
+        if not self.shares_group:
+            self._send_to_all(signals.TSTP)
+        if self.status is not None:
+            self.watch.stop(signals.TSTP)
+
+    def _on_stop(self, number: int) -> None:
+        """Stop as the job has, so that the shell gives its prompt back; it was the terminal's signal, or the job's own.
+
+        A job in a group of its own that reads or sets the terminal is stopped for that also when we are in the foreground
+        by now (`fg`): then the terminal is handed to it.
+        """
+        if number not in TERMINAL_STOPS or terminal.foreground_group() is None:
+            return
+        is_about_terminal = number != signals.TSTP
+        if not self.shares_group and is_about_terminal and terminal.is_foreground() and terminal.give_to(self.pid):
+            self.gave_terminal = True
+            self.by_terminal |= {signals.INT, signals.QUIT}
+            self._send_to_all(signals.CONT)
+        else:
+            self.watch.stop(number, whole_group=not self.shares_group and (is_about_terminal or self.gave_terminal))
+            self.was_continued = self._was_continued_too()
+
+    def _was_continued_too(self) -> bool:
+        """Tell whether the shell continued the job along with us; passed on, its CONT might come after the next Ctrl-Z."""
+        stat = process.read_stat(self.pid) if self.shares_group else None
+        return stat is not None and stat.state not in "Tt"
+
+    def _take_terminal_back(self) -> None:
+        if self.gave_terminal and terminal.foreground_group() == self.pid:
+            terminal.give_to(os.getpgrp())
+
+    # Who belongs to the job
+
+    def _leftovers(self) -> list[Stat]:
+        """Return what keeps the lease although the job's main process has ended.
+
+        A process that forks and ends while the table is read may hide its child from us; then it was ours to reap, and we
+        look again.
+        """
+        self._main_ended()
+        if isinstance(self.grant, Joined) or self.settings.hold_until == "main":
+            return self._members() if self.killing or self.timed_out else []
+        while self.has_children or not self.is_subreaper:  # as subreaper we get every orphan as our child
+            reaped = self.reaped
+            found = self._members()
+            self._main_ended()
+            if found or self.reaped == reaped:
+                return found
+            self._turn(0)
+        return []
+
+    def _members(self) -> list[Stat]:
+        """Return the living processes of the job that keep the lease."""
+        found = self._below_us()
+        if not self.is_subreaper and isinstance(self.grant, Lease):
+            leaders = leaders_of(self.grant.line, None) | {self.pid}
+            known = {stat.pid for stat in found}
+            line = self.grant.line
+            found += [stat for stat in survivors.find(self.grant.places, line, leaders) if stat.pid not in known]
+        if self.settings.hold_until == "tree":
+            return found
+        session = self.grant.line.session_id
+        return [stat for stat in found if stat.sid == session]
+
+    def _below_us(self) -> list[Stat]:
+        below = process.descendants(process.read_table(), os.getpid(), self.not_ours)
+        return [stat for stat in below if not stat.is_dead]
+
+    # Stopping
+
+    def _stop(self, now: float) -> None:
+        self._send_to_all(signals.TERM)
+        self._send_to_all(signals.CONT)
+        self.kill_at = now + self.settings.grace_seconds
+
+    def _pass_on(self, number: int) -> None:
+        if self.status is None and (number in TO_MAIN_ONLY or (self.shares_group and number != signals.TERM)):
+            _send(os.kill, self.pid, number)  # not reaped yet: the pid is still the job's
+        else:
+            self._send_to_all(number)
+
+    def _send_to_all(self, number: int) -> None:
+        members = self._members()
+        if self.status is None:
+            members += [
+                s for s in (process.read_stat(self.pid),) if s is not None and s.pid not in {m.pid for m in members}
+            ]
+        if not self.shares_group and any(stat.pgid == self.pid for stat in members):
+            _send(os.killpg, self.pid, number)
+            members = [stat for stat in members if stat.pgid != self.pid]
+        elif not members and self.status is None:
+            _send(os.kill, self.pid, number)  # no process table here: the main process at least
+        for stat in members:
+            process.send_signal(stat, number)
+
+    # What we say
+
+    def _say_overdue(self) -> None:
+        limit = self.settings.max_runtime_seconds
+        self.watch.tell(
+            "timeout", f"{self.grant.request.task} exceeded its maximum run time of {limit:g}s; stopping it"
+        )
+
+    def _name(self, leftovers: list[Stat]) -> None:
+        if self.name_at is not None and time.monotonic() >= self.name_at:
+            self.name_at = None
+            self.watch.tell(
+                "leftovers",
+                f"{self.grant.request.task}: its main process has ended, and the lease stays held until these have too: "
+                + ", ".join(f"{stat.name} (pid {stat.pid})" for stat in leftovers[:12]),
+                pids=[stat.pid for stat in leftovers],
+            )
+
+    def _name_departed(self) -> None:
+        if self.has_children and self.watch.voice.verbosity > 0 and (departed := self._below_us()):
+            self.watch.tell(
+                "departed",
+                f"{self.grant.request.task}: runs on in a session of its own, and does not keep the lease: "
+                + ", ".join(f"{stat.name} (pid {stat.pid})" for stat in departed[:12]),
+                verbose=True,
+                pids=[stat.pid for stat in departed],
+            )
+
+    def _ending(self) -> Ending:
+        status = self.status if self.status is not None else 0
+        died_of = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        late = signals.ENDING.intersection(self.watch.wait(0))  # the job may have died of it before we looked
+        if self.shares_group:
+            self.by_terminal |= late
+        if died_of:  # `stop` tells us and the job, and may have killed it before we ran
+            self.passed_on |= late & (STOPPED_BY if not self.shares_group else {signals.TERM})
+        self.was_interrupted = self.was_interrupted or (signals.INT in late and not self.shares_group)
+        code = EXIT_SIGNAL_BASE + died_of if died_of else os.WEXITSTATUS(status)
+        return ending(
+            code,
+            died_of,
+            passed_on=frozenset(self.passed_on),
+            by_terminal=frozenset(self.by_terminal),
+            timed_out=self.timed_out,
+        )
+
+
+def ending(
+    code: int, died_of: int, *, passed_on: frozenset[int], by_terminal: frozenset[int], timed_out: bool
+) -> Ending:
+    """Return how a job ended: from its exit code, the signal it died of, and the signals that came meanwhile.
+
+    After a TERM, INT or QUIT of ours no end is a success, whatever code the job chose to leave with; other signals, and
+    those that the terminal delivered, count if the job ended by them.
+    """
+    if timed_out:
+        return Ending(outcome="timed_out", exit_code=EXIT_TIMED_OUT)
+    if passed_on & STOPPED_BY or any(code == EXIT_SIGNAL_BASE + n for n in passed_on | by_terminal):
+        return Ending(outcome="stopped", exit_code=code, signal=died_of)
+    return Ending(outcome="completed" if code == 0 else "failed", exit_code=code, signal=died_of)
+
+
+def _send(send: Callable[[int, int], None], pid: int, number: int) -> None:
+    """Send a signal; that its target has just ended, or has become somebody else's (sudo), is no fault of ours."""
+    try:
+        send(pid, number)
+    except OSError:
+        pass
+
+
+def _children_before() -> list[int]:
+    """Return the children that we already had when we became the wrapper (`daemon & exec maintlock-wrap …`)."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return []
+    return [stat.pid for stat in process.read_table().values() if stat.ppid == os.getpid()]

@@ -1,0 +1,324 @@
+"""The ledger: SQLite with history, counters, task state, open collisions, and who waits or has joined.
+
+Events reach it through `ledger.pending` only: a drain enters them. Here are the drain and the file: how it is opened, and
+what can be wrong with it.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import sqlite3
+import stat
+import threading
+import time
+from contextlib import closing, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+from maintlock import book, migrations, pending
+from maintlock.entries import as_seconds
+from maintlock.errors import EXIT_UNAVAILABLE, MaintlockError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Self
+
+    from maintlock.model import Event
+
+DATABASE = "ledger.db"
+HISTORY_SECONDS = 90 * 86400.0
+BUSY_SECONDS = 0.5
+READ_BUSY_SECONDS = 0.2
+DRAIN_SECONDS = 0.75  # for all that a drain waits for; counting what it drops may add 0.2
+KNOWN_AT_MOST = 1000  # of what is not asked again
+PRUNE_EVERY_SECONDS = 3600.0
+PRUNE_AT_ONCE = 1000  # so that no drain takes long
+ALWAYS_KEPT = 1000
+# Never the last grant of a lease: its beginning and end may be told once more by the next, however long that takes.
+PRUNE = (
+    "DELETE FROM events WHERE seq IN (SELECT seq FROM events WHERE at < ?"
+    " AND at < (SELECT at FROM events ORDER BY at DESC LIMIT 1 OFFSET ?)"
+    " AND (lease_id IS NULL OR lease_id NOT IN (SELECT lease_id FROM leases WHERE lease_id IS NOT NULL"
+    " UNION ALL SELECT lease_id FROM open_grants)) ORDER BY at LIMIT ?)"
+)
+TOLERANT = partial(str, encoding="utf-8", errors="replace")
+SQLITE_REASONS = {
+    sqlite3.SQLITE_BUSY: "busy: another process keeps it locked",
+    sqlite3.SQLITE_LOCKED: "busy: another process keeps it locked",
+    sqlite3.SQLITE_FULL: "full: no space left",
+    sqlite3.SQLITE_READONLY: "read-only",
+    sqlite3.SQLITE_CANTOPEN: "cannot be opened: unable to create or read its files",
+    sqlite3.SQLITE_IOERR: "input/output error, or no space left",
+    sqlite3.SQLITE_CORRUPT: "corrupt",
+    sqlite3.SQLITE_NOTADB: "corrupt: not a database",
+    sqlite3.SQLITE_ERROR: "corrupt: not a ledger's tables",
+}
+
+
+class LedgerUnavailable(MaintlockError):  # noqa: N818  history that has to wait is an answer, not an error
+    """The ledger cannot be read or written now; `reason` says why, and what waits for it stays in `ledger.pending`."""
+
+    exit_code = EXIT_UNAVAILABLE
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.reason = reason
+
+
+# Draining --------------------------------------------------------------------------------------------------------------
+
+_ABANDONED: list[sqlite3.Connection] = []  # a parent's, which a forked child may neither use nor close
+
+
+def drain(
+    directory: str, *, history_seconds: float = HISTORY_SECONDS, busy_seconds: float = BUSY_SECONDS, now: float
+) -> None:
+    """Enter what waits in `ledger.pending` once; see `Ledger.drain`.
+
+    Raises:
+        LedgerUnavailable: It cannot be written now.
+    """
+    with Ledger(directory, history_seconds=history_seconds, busy_seconds=busy_seconds) as ledger:
+        ledger.drain(now=now)
+
+
+class Ledger:
+    """The ledger of one state directory, with a connection that is kept between drains; threads may share it."""
+
+    def __init__(
+        self, directory: str, *, history_seconds: float = HISTORY_SECONDS, busy_seconds: float = BUSY_SECONDS
+    ) -> None:
+        self.directory = directory
+        self.path = f"{directory}/{DATABASE}"
+        self.history_seconds = history_seconds
+        self.busy_seconds = busy_seconds
+        self._pruned_at = -math.inf
+        self._patience_set = 0.0
+        self._opened: tuple[int, int] | None = None
+        self._db: sqlite3.Connection | None = None
+        self._known = book.Known()
+        self._known_version: int | None = None
+        self._pid, self._mutex = os.getpid(), threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; the next drain opens another."""
+        db, self._db, self._known_version = self._db, None, None
+        if db is None:
+            return
+        if self._pid == os.getpid():
+            db.close()
+        else:
+            _ABANDONED.append(db)
+
+    def drain(self, *, now: float) -> None:
+        """Enter what waits in `ledger.pending`, and empty it; costs a few calls of stat where nothing waits.
+
+        `now` is in seconds since the epoch. What is no event, or tells nothing, is counted as dropped. A drain that fails
+        has waited for less than a second, and has left the pending events where they are.
+
+        Raises:
+            LedgerUnavailable: It is busy, full, read-only, corrupt, of a newer schema, or not ours.
+        """
+        if self._pid != os.getpid():
+            self.close()
+            self._pid, self._mutex = os.getpid(), threading.Lock()
+        deadline = time.monotonic() + DRAIN_SECONDS
+        if not self._mutex.acquire(timeout=BUSY_SECONDS):
+            raise LedgerUnavailable(self.path, "busy: another thread is draining")
+        name = pending.PENDING
+        try:
+            for name in pending.waiting(self.directory):
+                self._drain(name, now, deadline)
+        except OSError as error:
+            raise LedgerUnavailable(f"{self.directory}/{name}", _system_reason(error)) from error
+        except (sqlite3.Error, UnicodeError) as error:
+            raise LedgerUnavailable(self.path, _database_reason(error)) from error
+        finally:
+            self._mutex.release()
+
+    def _drain(self, name: str, now: float, deadline: float) -> None:
+        left = deadline - time.monotonic()
+        with pending.locked_for_drain(self.directory, name, seconds=min(left, pending.DRAIN_LOCK_SECONDS)) as waiting:
+            lost = waiting.bad_lines
+            if waiting.events:
+                try:
+                    lost += self._enter(waiting.events, now, deadline)
+                except BaseException:
+                    self.close()  # which rolls back; the next drain starts afresh
+                    raise
+            waiting.truncate()
+            if lost:
+                pending.count_dropped(self.directory, lost)
+
+    def _enter(self, events: Sequence[Event], now: float, deadline: float) -> int:
+        """Enter events in one transaction; return how many told nothing."""
+        db = self._connected(deadline)
+        db.execute("BEGIN IMMEDIATE")
+        (version,) = db.execute("PRAGMA data_version").fetchone()  # changes when another connection has written
+        if version != self._known_version or len(self._known) > KNOWN_AT_MOST:
+            _check_schema(db, self.path)
+            self._known, self._known_version = book.Known(), version
+        entered = book.Book(db, events, self._known)
+        entered.write()
+        self._prune(db, now)
+        db.execute("COMMIT")
+        return entered.rejected
+
+    def _connected(self, deadline: float) -> sqlite3.Connection:
+        """Return the connection that is kept, or a new one where it does not lead to the file in the database's place."""
+        patience = max(0.0, min(self.busy_seconds, deadline - time.monotonic()))
+        found = _checked(self.path)
+        if self._db is None or found is None or (found.st_dev, found.st_ino) != self._opened:
+            self.close()
+            self._db = _open_to_write(self.path, patience)
+            found = os.lstat(self.path)
+            self._opened = found.st_dev, found.st_ino
+        elif patience != self._patience_set:
+            self._db.execute(f"PRAGMA busy_timeout = {int(patience * 1000)}")
+        self._patience_set = patience
+        return self._db
+
+    def _prune(self, db: sqlite3.Connection, now: float) -> None:
+        """Forget what is older than the history, at most once an hour and in small portions; totals stay for ever."""
+        if abs(now - self._pruned_at) < PRUNE_EVERY_SECONDS:
+            return
+        row = db.execute("SELECT value FROM meta WHERE name = 'pruned_at'").fetchone()
+        before = as_seconds(row[0]) if row is not None else None
+        if before is not None and abs(now - before) < PRUNE_EVERY_SECONDS:
+            self._pruned_at = before
+            return
+        oldest = now - self.history_seconds
+        db.execute("DELETE FROM presence WHERE at < ?", (oldest,))
+        if db.execute(PRUNE, (oldest, ALWAYS_KEPT - 1, PRUNE_AT_ONCE)).rowcount < PRUNE_AT_ONCE:
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('pruned_at', ?)", (now,))
+
+
+# Opening ---------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def open_to_read(directory: str) -> Iterator[sqlite3.Connection]:
+    """Give a connection inside a read transaction: all that is read through it is of one moment.
+
+    Where there is no database yet it leads to an empty one.
+
+    Raises:
+        LedgerUnavailable: It cannot be read.
+    """
+    path = f"{directory}/{DATABASE}"
+    try:
+        with closing(_connected_to_read(path)) as db:
+            yield db
+    except (sqlite3.Error, UnicodeError) as error:
+        raise LedgerUnavailable(path, _database_reason(error)) from error
+
+
+def _connected_to_read(path: str) -> sqlite3.Connection:
+    found = _checked(path)
+    if found is not None and found.st_size > 0:
+        db = _opened_as(path, "ro")
+        try:
+            db.text_factory = TOLERANT
+            db.execute("BEGIN")
+            version, newest = _check_schema(db, path), len(migrations.MIGRATIONS)
+            if version == newest:
+                return db
+            if version > 0:
+                raise LedgerUnavailable(path, f"has schema {version}; the next drain brings it up to {newest}")
+        except BaseException as error:
+            db.close()
+            if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_READONLY_ROLLBACK:
+                raise
+            _roll_back(path)
+            return _connected_to_read(path)
+        db.close()
+    return _empty()
+
+
+def _opened_as(path: str, mode: str) -> sqlite3.Connection:
+    name = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    return sqlite3.connect(f"file:{name}?mode={mode}", uri=True, timeout=READ_BUSY_SECONDS, isolation_level=None)
+
+
+def _roll_back(path: str) -> None:
+    """Take back what somebody who was killed while making the database had begun: a read-only connection cannot."""
+    with closing(_opened_as(path, "rw")) as db:
+        migrations.schema_version(db)
+
+
+@contextmanager
+def open_nothing() -> Iterator[sqlite3.Connection]:
+    """Give a connection to an empty ledger, for what waits while the real one cannot be read."""
+    with closing(_empty()) as db:
+        yield db
+
+
+def _empty() -> sqlite3.Connection:
+    db = sqlite3.connect(":memory:", isolation_level=None)
+    migrations.migrate(db)
+    return db
+
+
+def _open_to_write(path: str, busy_seconds: float) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=busy_seconds, isolation_level=None, check_same_thread=False)
+    try:
+        if os.lstat(path).st_mode & 0o777 != 0o600:
+            os.chmod(path, 0o600)  # SQLite gives -wal and -shm the mode of the database
+        db.text_factory = TOLERANT
+        if _check_schema(db, path) < len(migrations.MIGRATIONS):
+            db.execute("PRAGMA journal_mode = WAL")
+            migrations.migrate(db)
+        db.execute("PRAGMA synchronous = NORMAL")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _check_schema(db: sqlite3.Connection, path: str) -> int:
+    """Return the schema's version; a newer one than ours is told."""
+    version, newest = migrations.schema_version(db), len(migrations.MIGRATIONS)
+    if not 0 <= version <= newest:
+        raise LedgerUnavailable(path, f"has schema {version}, and this maintlock knows {newest}: upgrade maintlock")
+    return version
+
+
+def _checked(path: str) -> os.stat_result | None:
+    """Return what is in the database's place, None for nothing; never through a descriptor.
+
+    Closing one would take SQLite's own locks away from every other connection of this process (fcntl(2)).
+    """
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise LedgerUnavailable(path, _system_reason(error)) from error
+    if not stat.S_ISREG(found.st_mode):
+        raise LedgerUnavailable(path, "is not a regular file")
+    if found.st_uid != os.geteuid():
+        raise LedgerUnavailable(path, f"belongs to uid {found.st_uid}, not to you (uid {os.geteuid()})")
+    return found
+
+
+def _database_reason(error: sqlite3.Error | UnicodeError) -> str:
+    if isinstance(error, UnicodeError):
+        return SQLITE_REASONS[sqlite3.SQLITE_CORRUPT]  # the complaint quotes the database, and is no text
+    code = getattr(error, "sqlite_errorcode", None)
+    return SQLITE_REASONS.get(code & 0xFF, str(error)) if code is not None else str(error)
+
+
+def _system_reason(error: OSError) -> str:
+    if isinstance(error, TimeoutError):
+        return "busy: " + (error.strerror or "locked")
+    if error.errno in {errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EINVAL}:
+        return "is not a regular file"
+    return (error.strerror or str(error)).lower()

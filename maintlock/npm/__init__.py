@@ -1,0 +1,1 @@
+"""npm scripts behind the lease: what `maintlock guard` and `maintlock init` know of package.json, shells and npm."""

@@ -1,0 +1,233 @@
+"""`maintlock init`: a first `maintlock.toml`, from the npm scripts that look heavy, with a word on every key."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import tempfile
+from typing import TYPE_CHECKING
+
+from maintlock import config, wholefile
+from maintlock.command import Command, working_directory
+from maintlock.errors import RefusedError, UsageError
+from maintlock.model import record
+from maintlock.names import task_from_npm
+from maintlock.npm import guarded, heaviness, package_json, scriptlist
+from maintlock.redact import printable
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+    from collections.abc import Iterable, Sequence
+
+    from maintlock.npm.package_json import PackageJson
+
+HEAD = """\
+# maintlock: which heavy jobs there are, and when they are due.
+# At most one of them runs at any time, whoever starts it. Relative paths start here.
+# Durations: "500ms" "90s" "10m" "2h" "1d", or a number of seconds.
+
+# poll_interval = "3s"        # how often maintlock orchestrate looks what is due
+# starved_after = "2h"        # a task that has stood back for longer is starved: health says so
+# history = "90d"             # how long history is kept
+
+# [lease.heavy-maintenance]
+# ttl = "6h"                  # from then on its holder counts as overdue; it is never robbed
+"""
+
+NO_TASKS = """
+# No npm script here looks heavy. A task is written like this:
+#
+# [tasks.backup]
+# command = ["npm", "run", "--silent", "backup"]   # how maintlock orchestrate starts it
+# npm_script = "backup"                            # the npm script that is this task
+# interval = "1d"                                  # how often it is due; absent: never by itself
+# max_runtime = "2h"                               # stopped after that: TERM, a grace, KILL
+# match = "backup.mjs"                             # how it is recognised when it runs without the lease
+"""
+
+FIRST_TASK = {
+    "command": "how maintlock orchestrate starts it",
+    "npm_script": "the npm script that is this task",
+    "interval": "how often it is due; absent: never by itself, only when started",
+    "max_runtime": "stopped after that: TERM, a grace, KILL",
+    "match": "the file it runs: so it is recognised when it runs without the lease",
+}
+
+TAIL = """
+# A task can also have (in its own section, above):
+# heavy = false               # it runs outside the lease
+# wait = "10m"                # how long it queues when somebody else has the lease (default: it stands back)
+# defer_exit_code = 75        # exit code when it stood back (default 0)
+# stop_grace = "10s"          # between TERM and KILL
+# ttl = "1h"                  # as that of the lease
+# rest = "3m"                 # minimum pause after a run (default: a tenth of the interval)
+# inbox = "handovers/*.json"  # unread files make it due before its interval
+# cwd = "."
+# env = { NODE_OPTIONS = "--max-old-space-size=4096" }
+# lease = "heavy-maintenance" # tasks of different leases may run at once
+
+# Daemons run outside the lease; maintlock orchestrate keeps them running:
+# [daemons.chroma]
+# command = ["chroma", "run", "--path", "data"]
+# cooldown = "15s"            # pause before a restart
+
+# A task with the command ["maintlock", "repo-sync"] pulls these repositories, and then runs a task:
+# [repo_sync]
+# roots = ["../repository"]
+# then = "kbSync"             # runs under the same lease
+"""
+
+
+BARE = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@record(frozen=True, kw_only=True)
+class Task:
+    """One task to write: its name, npm script, and how it is recognised where that is plain."""
+
+    name: str
+    script: str
+    match: str | None
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare what `maintlock init` takes."""
+    parser.add_argument("--print", action="store_true", dest="show", help="print it, and write nothing")
+    parser.add_argument("--force", action="store_true", help="overwrite the one that is there")
+    parser.add_argument("--package-json", metavar="FILE", help="whose scripts (the nearest package.json)")
+
+
+def run(said: Namespace) -> int:
+    """Run `maintlock init`, and return its exit code."""
+    package = _package(said.package_json)
+    directory = package.directory if package is not None else working_directory()
+    found = tasks(package) if package is not None else []
+    text = configuration(found)
+    _check(text)
+    if said.show:
+        sys.stdout.write(text)
+        return 0
+    path = os.path.join(directory, config.FILE_NAME)
+    with wholefile.turn_in(directory):
+        _check_place(path, is_forced=said.force)
+        wholefile.write(path, text.encode())
+    _tell(path, found, package)
+    return 0
+
+
+def _package(option: str | None) -> PackageJson | None:
+    try:
+        path = package_json.find(option, working_directory())
+    except UsageError:
+        return None  # a project without npm may have tasks too
+    return package_json.read(path)
+
+
+def tasks(package: PackageJson) -> list[Task]:
+    """Return a task for each script that is guarded or looks heavy, each name and each `match` once."""
+    found: dict[str, Task] = {}
+    matches: list[str | None] = []
+    for row in scriptlist.rows(package, config.load(None)):
+        name = row.task or task_from_npm(row.name)
+        if row.guard is None and (not row.why or row.name in scriptlist.LIFECYCLE):
+            continue
+        if name in found or not _is_writable(row.name):
+            continue
+        match = heaviness.match_name(row.command)
+        matches.append(match)
+        found[name] = Task(name=name, script=row.name, match=match)
+    return [task if matches.count(task.match) == 1 else _unmatched(task) for task in found.values()]
+
+
+def _is_writable(script: str) -> bool:
+    """Tell whether a configuration can name that script: TOML has no halves of surrogate pairs."""
+    return bool(script) and "\0" not in script and not any("\ud800" <= c <= "\udfff" for c in script)
+
+
+def _unmatched(task: Task) -> Task:
+    return Task(name=task.name, script=task.script, match=None)
+
+
+def configuration(found: Sequence[Task]) -> str:
+    """Return the text of a configuration with these tasks."""
+    if not found:
+        return HEAD + NO_TASKS + TAIL
+    return HEAD + "".join(_section(task, is_first=task is found[0]) for task in found) + TAIL
+
+
+def _section(task: Task, *, is_first: bool) -> str:
+    pairs = [
+        ("", "command", f'["npm", "run", "--silent", {_toml(task.script)}]'),
+        ("", "npm_script", _toml(task.script)),
+        ("# ", "interval", '"1d"'),
+        ("# ", "max_runtime", '"2h"'),
+        ("" if task.match else "# ", "match", _toml(task.match or "file.mjs")),
+    ]
+    lines = [(f"{mark}{key} = {value}", FIRST_TASK[key] if is_first else "") for mark, key, value in pairs]
+    width = max(len(line) for line, _ in lines)
+    name = task.name if BARE.fullmatch(task.name) else _toml(task.name)
+    return f"\n[tasks.{name}]\n" + "".join(_commented(line, words, width) for line, words in lines)
+
+
+def _commented(line: str, words: str, width: int) -> str:
+    return f"{line.ljust(width)}   # {words}\n" if words else f"{line}\n"
+
+
+def _toml(text: str) -> str:
+    """Return a string as TOML writes it: as JSON does, but for DEL."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+# Writing it ----------------------------------------------------------------------------------------------------------
+
+
+def _check(text: str) -> None:
+    """Make sure that what is written can be read."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = os.path.join(directory, config.FILE_NAME)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(text.encode())
+        config.load(path)
+
+
+def _check_place(path: str, *, is_forced: bool) -> None:
+    if not os.path.lexists(path):
+        return
+    if not is_forced:
+        raise UsageError(
+            f"{printable(path)}: is there already, and left as it is; overwrite it with --force, or see --print"
+        )
+    if not os.path.isfile(path) or os.path.islink(path):
+        raise RefusedError(f"{printable(path)}: is no regular file, and is not replaced; move it away")
+
+
+def _tell(path: str, found: Sequence[Task], package: PackageJson | None) -> None:
+    lines = [f"{os.path.relpath(path, working_directory())}: written, with {len(found)} task{'s' * (len(found) != 1)}"]
+    lines += [f"  {task.name}: npm run {task.script}" for task in found]
+    lines += _notes(path, found, package)
+    sys.stdout.write("".join(f"{printable(line, 4000)}\n" for line in lines))
+
+
+def _notes(path: str, found: Sequence[Task], package: PackageJson | None) -> Iterable[str]:
+    above = config.find(None, {}, os.path.dirname(os.path.dirname(path)))
+    if above is not None:
+        yield f"note: it hides {above} from what runs here"
+    if package is not None:
+        unguarded = [t.script for t in found if guarded.found(package.scripts[t.script].raw) is None]
+        if unguarded:
+            yield f"next: {scriptlist.command(package, unguarded)}"
+
+
+INIT = Command(
+    description="""\
+Write a first maintlock.toml beside package.json, with a task for each npm script
+that is guarded already or looks heavy, and a word on every key. Nothing in it is
+due by itself until you give it an interval.""",
+    epilog="""\
+exit codes: 0 done; 64 there is one already, or package.json is broken; 73 not
+written; 77 not yours to write""",
+    add_arguments=add_arguments,
+    run=run,
+)

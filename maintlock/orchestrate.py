@@ -1,0 +1,113 @@
+"""`maintlock orchestrate`: the scheduler as a program."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from maintlock import paths
+from maintlock.command import Command, add_state, read_config
+from maintlock.errors import ConfigError
+from maintlock.logs import log_as_json, log_as_text
+from maintlock.orchestrator.daemons import STOP_GRACE_SECONDS
+from maintlock.orchestrator.instance import Instance
+from maintlock.orchestrator.loop import Orchestrator
+from maintlock.orchestrator.waker import Waker
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
+LOGGERS = {"text": log_as_text, "json": log_as_json}
+STOPPING = frozenset({signal.SIGTERM, signal.SIGINT})
+LOOK_SECONDS = 0.05
+log = logging.getLogger("maintlock.orchestrator")
+
+
+def _arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--once", action="store_true", help="make one pass, and leave")
+    parser.add_argument("--stop-jobs", action="store_true", help="when ended, stop the jobs that were started, too")
+    parser.add_argument("--stop-daemons", action="store_true", help="when ended, stop the daemons, too")
+    parser.add_argument(
+        "--log-format", choices=sorted(LOGGERS), default="json", help="how to log on standard error (json)"
+    )
+    add_state(parser)
+
+
+def _run(said: Namespace) -> int:
+    waker = Waker()
+    config = read_config(said)
+    if config.path is None:
+        raise ConfigError("no maintlock.toml here or above: it says what is to run when; to make one: maintlock init")
+    directory = paths.state_directory(said.state_dir, os.environ, config.state_dir)
+    paths.open_state_directory(directory)
+    instance = Instance(directory)
+    LOGGERS[said.log_format]()
+    orchestrator = Orchestrator(config, directory, instance, is_single_pass=said.once)
+    orchestrator.take_over()
+    if said.once:
+        orchestrator.run_pass()
+    else:
+        _loop(orchestrator, waker)
+    _leave(orchestrator, waker, said)
+    return 0
+
+
+def _loop(orchestrator: Orchestrator, waker: Waker) -> None:
+    """Pass after pass, until TERM or INT."""
+    poll_at = 0.0
+    while True:
+        now = time.monotonic()
+        if now >= poll_at:
+            poll_at = now + orchestrator.config.poll_interval
+            orchestrator.run_pass()
+        until = min(poll_at, orchestrator.daemons.next_start_at())
+        numbers = waker.wait(max(0.0, until - time.monotonic()), orchestrator.daemons.pidfds())
+        if numbers & STOPPING:
+            return
+        if signal.SIGHUP in numbers:
+            orchestrator.reload()
+            poll_at = 0.0
+        elif time.monotonic() < poll_at:
+            orchestrator.tend()
+            orchestrator.tell()
+
+
+def _leave(orchestrator: Orchestrator, waker: Waker, said: Namespace) -> None:
+    """Stop scheduling. What runs, runs on under supervisors of its own, unless it is to be stopped; a second TERM waits for none."""
+    if said.stop_jobs:
+        orchestrator.jobs.stop()
+        while orchestrator.jobs.running:
+            orchestrator.tend_jobs()
+            if orchestrator.jobs.running and waker.wait(LOOK_SECONDS) & STOPPING:
+                break
+    if said.stop_daemons:
+        orchestrator.daemons.stop()
+    orchestrator.tell(stopped_at=time.time())
+    log.info("stopped", extra={"event": "stopped", "running": sorted(orchestrator.jobs.running)})
+    sys.stderr.flush()
+
+
+ORCHESTRATE = Command(
+    description="Start due tasks, never two heavy ones, and keep daemons alive outside the lease, as maintlock.toml says.",
+    epilog=f"""\
+TERM ends it: jobs and daemons run on, and the next orchestrator adopts them. With --stop-jobs each job is
+stopped as its task says; with --stop-daemons each daemon gets TERM, and KILL {STOP_GRACE_SECONDS:g}s later. HUP has
+the configuration read anew; an invalid one is reported, and the old one stays.
+
+What a task prints is in logs/TASK.log below the state directory, that of its run before in logs/TASK.log.1;
+what a daemon prints is in logs/daemon@NAME.log.
+
+exit codes: 0 ended by TERM or INT; 75 another one runs here; 78 the configuration is invalid
+
+examples:
+  maintlock orchestrate
+  maintlock orchestrate --once
+  maintlock orchestrate --log-format text --stop-jobs --stop-daemons
+""",
+    add_arguments=_arguments,
+    run=_run,
+)

@@ -1,0 +1,157 @@
+"""What a pass looks at: the ledger, the leases, the processes outside them. Each is looked at no more often than it must be."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+from maintlock import custody, history, outside, process
+from maintlock.ledger import DATABASE
+from maintlock.model import ProcessIdentity, record, replace
+from maintlock.orchestrator.backpressure import Gate, gate_of
+from maintlock.paths import PENDING_FILES, Places
+from maintlock.states import TaskState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from maintlock.entries import Entry
+    from maintlock.history import States
+    from maintlock.orchestrator.record import Started
+    from maintlock.outside import Outside
+    from maintlock.settings import TaskSettings
+
+OUTSIDE_SECONDS = 15.0  # between two looks at all processes, while nothing heavy is about to start
+SETTLED_SECONDS = 0.1  # a file that changed less than that ago may change again at the same tick of its clock
+FILES = (*PENDING_FILES, DATABASE, f"{DATABASE}-wal")
+ABOUT_SECONDS = 60.0  # so long may a wrapper take to ask for its lease
+QUEUED_SECONDS = 10.0  # so long is somebody believed to wait for a lease that is free
+STOPPED = "Tt"  # of a process's states, proc_pid_stat(5)
+NO_STATE = TaskState()
+
+
+@record(frozen=True, kw_only=True)
+class LeaseFacts:
+    """One lease: the task that has it, if there is one on record, and the gate that it is for others."""
+
+    holder: str | None
+    gate: Gate | None
+
+    def is_running(self, task: TaskSettings) -> bool:
+        """Tell whether a task that wants it has it, started by somebody else: an unknown holder of a light task's own is it."""
+        return self.gate is not None and (self.holder == task.name or (self.holder is None and not task.heavy))
+
+
+UNREADABLE = LeaseFacts(holder=None, gate=Gate(reason_code="lease-held", blocked_by=None))
+
+
+class History:
+    """What the ledger tells, read anew only when one of its files has changed."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._seen: tuple[object, ...] = ()
+        self.states: States | None = None  # as last read; None until that has worked once
+
+    def read(self) -> None:
+        """Bring `states` up to date.
+
+        Raises:
+            LedgerUnavailable: It cannot be read.
+        """
+        seen, changed_at = self._look()
+        if seen != self._seen or time.time() < changed_at + SETTLED_SECONDS:
+            self._seen = ()  # where reading fails, it is tried again at the next look
+            self.states = history.read_states(self._directory)
+            self._seen = seen
+
+    def state_of(self, task: TaskSettings) -> TaskState | None:
+        """Return what the ledger tells of a task; None until it could be read once."""
+        return None if self.states is None else self.states.tasks.get((task.lease, task.name), NO_STATE)
+
+    def _look(self) -> tuple[tuple[object, ...], float]:
+        seen: list[object] = []
+        newest = 0.0
+        for name in FILES:
+            try:
+                found = os.stat(f"{self._directory}/{name}")
+            except OSError:
+                seen.append(None)
+                continue
+            seen.append((found.st_ino, found.st_size, found.st_mtime_ns))
+            newest = max(newest, found.st_mtime)
+        return tuple(seen), newest
+
+
+class Leases:
+    """The leases that due tasks want, as far as what is read of them can be believed."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._queued_since: dict[str, float] = {}  # monotonic, by lease
+
+    def read(self, lease: str, states: States | None) -> LeaseFacts:
+        """Return who has a lease. Nobody waits for long for one that is free: that is not believed for ever."""
+        queued_since = self._queued_since.pop(lease, None)
+        found = read_lease(Places(directory=self._directory, lease=lease), states.present if states is not None else ())
+        if found.gate is None or found.gate.reason_code != "queued":
+            return found
+        now = time.monotonic()
+        self._queued_since[lease] = since = now if queued_since is None else queued_since
+        return found if now - since < QUEUED_SECONDS else replace(found, gate=None)
+
+
+def read_lease(places: Places, present: Iterable[Entry]) -> LeaseFacts:
+    """Return who has a lease, and what that is to a task of the orchestrator's; `present` are the ledger's rows of presence."""
+    found = custody.read_custody(places)
+    grant = found.grant if found.state != "free" else None
+    holder = grant.task if grant is not None else None
+    gate = gate_of(
+        found.state,
+        holder=holder,
+        source=grant.source if grant is not None else None,
+        waiters=[row["task"] for row in present if row["lease"] == places.lease and is_waiting(row)],
+    )
+    return LeaseFacts(holder=holder, gate=gate)
+
+
+def about_to_run(jobs: Mapping[str, Started], tasks: Mapping[str, TaskSettings], now: float) -> dict[str, Gate]:
+    """Return, by lease, the gates that heavy jobs of ours are that were started so recently that they may not have it yet."""
+    found: dict[str, Gate] = {}
+    for name, started in jobs.items():
+        task = tasks.get(name)
+        if task is not None and task.heavy and abs(now - started.at) < ABOUT_SECONDS:
+            found.setdefault(task.lease, Gate(reason_code="backpressure", blocked_by=name))
+    return found
+
+
+def is_waiting(row: Entry) -> bool:
+    """Tell whether a row of presence is that of somebody who waits and lives; who is stopped keeps nobody waiting."""
+    identity = ProcessIdentity(
+        pid=row["pid"] or 0,
+        start_ticks=row["start_ticks"] or 0,
+        boot_id=row["boot_id"] or "",
+        pid_namespace=row["pid_namespace"] or "",
+    )
+    if row["role"] != "waiting" or process.is_alive(identity) is not True:
+        return False
+    stat = process.read_stat(identity.pid)
+    return stat is None or stat.state not in STOPPED
+
+
+class Processes:
+    """Heavy processes outside the lease: looked for before something heavy starts, while there are any, else now and then."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._look_at = 0.0  # monotonic
+        self._found: list[Outside] = []
+
+    def read(self, tasks: Iterable[TaskSettings], *, is_urgent: bool) -> list[Outside]:
+        """Return what is outside now, or was a short time ago."""
+        now = time.monotonic()
+        if is_urgent or self._found or now >= self._look_at:
+            self._found = outside.find(tasks, lambda lease: Places(directory=self._directory, lease=lease))
+            self._look_at = now + OUTSIDE_SECONDS
+        return self._found

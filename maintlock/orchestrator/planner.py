@@ -1,0 +1,126 @@
+"""What a pass sees and decides: which tasks are due, and what becomes of each. It starts nothing.
+
+A look that fails is a trouble of what it is about. What cannot be seen is taken for what would be worst: a lease for held, the
+processes outside it for a collision, a ledger for what it was when it could be read.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+from maintlock.model import replace
+from maintlock.orchestrator import backpressure, cadence, facts
+from maintlock.orchestrator.backpressure import Gate
+from maintlock.orchestrator.collisions import Collisions
+from maintlock.orchestrator.facts import History, Leases, Processes
+from maintlock.orchestrator.inbox import PATIENT_SECONDS, WAIT_SECONDS, Inboxes
+from maintlock.orchestrator.memory import retry_seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from maintlock.config import Config
+    from maintlock.orchestrator.backpressure import Decision
+    from maintlock.orchestrator.cadence import Due, Unread
+    from maintlock.orchestrator.facts import LeaseFacts
+    from maintlock.orchestrator.memory import Memory
+    from maintlock.orchestrator.record import Started
+    from maintlock.orchestrator.streaks import Streaks
+    from maintlock.orchestrator.troubles import Troubles
+    from maintlock.settings import TaskSettings
+    from maintlock.states import TaskState
+
+UNSEEN = Gate(reason_code="collision", blocked_by=None)
+
+
+class Planner:
+    """All that a pass looks at, and what it decides of that. `clock` tells epoch seconds."""
+
+    def __init__(
+        self,
+        directory: str,
+        memory: Memory,
+        streaks: Streaks,
+        troubles: Troubles,
+        *,
+        clock: Callable[[], float],
+        is_patient: bool,
+    ) -> None:
+        self.memory = memory
+        self.streaks = streaks
+        self.troubles = troubles
+        self.history = History(directory)
+        self.processes = Processes(directory)
+        self.collisions = Collisions(directory)
+        self.inboxes = Inboxes(clock, wait_seconds=PATIENT_SECONDS if is_patient else WAIT_SECONDS)
+        self.leases = Leases(directory)
+
+    def decisions(self, config: Config, jobs: Mapping[str, Started], now: float) -> list[Decision]:
+        """Return what becomes of every due task; `jobs` are ours that run, `now` is in epoch seconds."""
+        self.troubles.attempt("ledger reading", self.history.read)
+        dues = self._dues(config, jobs, now)
+        collision = self._collision(config.tasks.values(), now, is_urgent=any(due.task.heavy for due in dues))
+        decide = partial(self._decided, config, jobs, dues, collision, now)
+        return self.troubles.attempt("decision", decide) or []
+
+    def _dues(self, config: Config, jobs: Mapping[str, Started], now: float) -> list[Due]:
+        found = []
+        for task in config.tasks.values():
+            if not cadence.is_scheduled(task) or task.name in jobs:
+                continue
+            due = self.troubles.attempt(f"task:{task.name}", partial(self._due, task, now, config.poll_interval))
+            if due is not None and self.memory.may_start(task.name, time.monotonic()):
+                found.append(due)
+        return found
+
+    def _due(self, task: TaskSettings, now: float, poll_interval: float) -> Due | None:
+        state = self._state_of(task, now)
+        return cadence.due(
+            task,
+            state,
+            now,
+            first_seen_at=self.memory.first_seen_at(task.name, now),
+            unread=self._unread(task, state),
+            retry_seconds=retry_seconds(self.memory.known(task.name), task, poll_interval=poll_interval),
+        )
+
+    def _decided(
+        self, config: Config, jobs: Mapping[str, Started], dues: list[Due], collision: Gate | None, now: float
+    ) -> list[Decision]:
+        ours = facts.about_to_run(jobs, config.tasks, now)
+        leases = {lease: self._lease(lease, ours.get(lease)) for lease in {due.task.lease for due in dues}}
+        dues = [due for due in dues if not leases[due.task.lease].is_running(due.task)]
+        return backpressure.decisions(
+            dues,
+            {due.task.name: self._state_of(due.task, now) for due in dues},
+            {lease: found.gate for lease, found in leases.items()},
+            collision,
+            now=now,
+            starved_after=config.starved_after,
+        )
+
+    def _state_of(self, task: TaskSettings, now: float) -> TaskState:
+        return self.memory.state_of(task.name, self.history.state_of(task), self.streaks.held.get(task.name), now)
+
+    def _unread(self, task: TaskSettings, state: TaskState) -> Unread | None:
+        if task.inbox is None:
+            return None
+        look = partial(self.inboxes.read, task.name, task.inbox, state.last_success_started_at)
+        return self.troubles.attempt(f"inbox:{task.name}", look)
+
+    def _collision(self, tasks: Iterable[TaskSettings], now: float, *, is_urgent: bool) -> Gate | None:
+        """Return the gate that heavy processes outside the lease are, and tell of them and of their end."""
+        found = self.troubles.attempt("processes", partial(self.processes.read, tasks, is_urgent=is_urgent))
+        if found is None:
+            return UNSEEN
+        known = self.history.states.collisions if self.history.states is not None else None
+        self.troubles.attempt("collisions", partial(self.collisions.tell, found, known, now=now))
+        return Gate(reason_code="collision", blocked_by=found[0].task) if found else None
+
+    def _lease(self, lease: str, ours: Gate | None) -> LeaseFacts:
+        """Return who has a lease; where it is free, the gate is `ours`: that of a job which we have just started for it."""
+        look = partial(self.leases.read, lease, self.history.states)
+        found = self.troubles.attempt(f"lease:{lease}", look) or facts.UNREADABLE
+        return replace(found, gate=found.gate or ours)

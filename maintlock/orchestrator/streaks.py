@@ -1,0 +1,95 @@
+"""Why due tasks are held back: the ledger is told once for each streak, the log once for each blocker and reason in one.
+
+A streak is named by the run that it follows, so that a successor of ours names it the same, and tells nothing twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from maintlock import events, pending
+from maintlock.orchestrator.backpressure import SOURCE
+from maintlock.orchestrator.record import Held
+from maintlock.redact import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from maintlock.orchestrator.backpressure import Decision, Gate
+    from maintlock.orchestrator.cadence import Due
+    from maintlock.settings import TaskSettings
+    from maintlock.states import TaskState
+
+log = logging.getLogger("maintlock.orchestrator")
+
+
+def held_by(decided: Iterable[Decision], before: Mapping[str, Held], now: float) -> dict[str, Held]:
+    """Return why which tasks are held back now, and since when, from the decisions and what held them back before."""
+    found = {}
+    for decision in decided:
+        name, gate = decision.due.task.name, decision.gate
+        if gate is not None:
+            since = before[name].since if name in before else now
+            found[name] = Held(reason_code=gate.reason_code, blocked_by=gate.blocked_by, since=since)
+    return found
+
+
+def streak_of(task: TaskSettings, told: TaskState | None) -> str:
+    """Return what names a task's present streak of deferrals, from what the ledger told of it, if that could be read."""
+    run = told.last_run if told is not None else None
+    return f"{task.lease}:{task.name}:held back since {run or 'the beginning'}"
+
+
+class Streaks:
+    """What is held back now, and what of it has been told."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self.held: dict[str, Held] = {}
+        self._told: dict[str, str] = {}  # by task: the streak that the ledger has been told of
+        self._explained: dict[str, tuple[str, set[Gate]]] = {}  # by task: a streak, and what the log has of it
+
+    def tell(self, due: Due, gate: Gate, told: TaskState | None, now: float) -> None:
+        """Tell why a due task is not started; the ledger counts the streak once (L5). `now` is in epoch seconds."""
+        task = due.task
+        streak = streak_of(task, told)
+        self._explain(task.name, streak, gate)
+        if told is None or self._told.get(task.name) == streak:
+            return  # while the ledger cannot be read, nobody knows which streak it is
+        self._told[task.name] = streak
+        event = events.new(
+            "deferred",
+            event_id=streak,
+            at=now,
+            lease=task.lease,
+            task=task.name,
+            source=SOURCE,
+            reason=due.reason,
+            pid=os.getpid(),
+            reason_code=gate.reason_code,
+            blocked_by=gate.blocked_by,
+        )
+        pending.append(self._directory, [event])
+
+    def stood_back(self, task: TaskSettings, gate: Gate, told: TaskState | None) -> None:
+        """Tell why a task's wrapper stood back, which has told the ledger itself."""
+        streak = self._told[task.name] = streak_of(task, told)
+        self._explain(task.name, streak, gate)
+
+    def _explain(self, name: str, streak: str, gate: Gate) -> None:
+        """Log for whom a task stands back, once for each blocker and reason in a streak (R9, L10)."""
+        if self._explained.get(name, ("", ()))[0] != streak:
+            self._explained[name] = streak, set()
+        known = self._explained[name][1]
+        if gate in known:
+            return
+        known.add(gate)
+        log.info(
+            "%s is due, and stands back for %s (%s)",
+            name,
+            printable(gate.blocked_by or "an unknown owner", 80),
+            printable(gate.reason_code, 80),
+            extra={"event": "deferred", "task": name, "reason_code": gate.reason_code, "blocked_by": gate.blocked_by},
+        )

@@ -1,0 +1,80 @@
+"""The outcome file: how one call of `maintlock-wrap` ended, for the program that made it (L3)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from maintlock.errors import UnavailableError
+from maintlock.jsontext import encoded_object
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def write(
+    path: str,
+    *,
+    outcome: str,
+    exit_code: int,
+    task: str | None,
+    lease_id: str | None = None,
+    fence: int | None = None,
+    reason_code: str | None = None,
+    held_seconds: float = 0.0,
+    waited_seconds: float = 0.0,
+    holder: Mapping[str, object] | None = None,
+) -> None:
+    """Write the file whole, by rename.
+
+    Raises:
+        UnavailableError: It cannot be written.
+    """
+    fields = {
+        "outcome": outcome,
+        "exit_code": exit_code,
+        "task": task,
+        "lease_id": lease_id,
+        "fence": fence,
+        "reason_code": reason_code,
+        "held_seconds": round(held_seconds, 3),
+        "waited_seconds": round(waited_seconds, 3),
+        "holder": holder,
+    }
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        fd = os.open(temporary, flags, 0o666)
+        try:
+            content = encoded_object(fields).encode() + b"\n"
+            if os.write(fd, content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            os.unlink(temporary)
+            raise
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+    except OSError as error:
+        raise UnavailableError(f"{path}: outcome cannot be written: {error.strerror}") from error
+
+
+def clear(path: str) -> None:
+    """Remove what an earlier run left, so that nobody takes it for ours, and make sure that ours could be written.
+
+    Raises:
+        UnavailableError: It could not.
+    """
+    directory = os.path.dirname(path) or "."
+    try:
+        if not stat.S_ISREG(os.lstat(path).st_mode):  # /dev/null, say: root could remove it
+            raise UnavailableError(f"{path}: outcome cannot be written: not a regular file; the job was not run")
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise UnavailableError(f"{path}: outcome cannot be written: {error.strerror}; the job was not run") from error
+    if not os.access(directory, os.W_OK | os.X_OK) or os.stat(directory).st_nlink == 0:  # removed under us
+        raise UnavailableError(f"{path}: outcome cannot be written: no directory to write to; the job was not run")

@@ -1,0 +1,192 @@
+"""Where files live, and who may touch them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+
+from maintlock.errors import RefusedError, UnavailableError
+from maintlock.model import record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from maintlock.errors import MaintlockError
+
+APPLICATION = "maintlock"
+PENDING_FILES = ("ledger.pending", "ledger.pending.1", "ledger.pending.2", "ledger.pending.3")
+RECORDS = ("ledger.db", "ledger.db-wal", "ledger.db-shm", *PENDING_FILES, "ledger.dropped")
+_local: set[tuple[str, int]] = set()  # directories, and the devices that they were found on
+REFUSED_ERRNOS = frozenset({errno.EACCES, errno.EPERM, errno.ELOOP, errno.EISDIR, errno.ENXIO})
+
+
+@record(frozen=True, kw_only=True)
+class Places:
+    """The files of one lease in one state directory."""
+
+    directory: str
+    lease: str
+
+    @property
+    def lock(self) -> str:
+        """The file whose flock is the lease."""
+        return f"{self.directory}/{self.lease}.lock"
+
+    @property
+    def queue(self) -> str:
+        """The flag that somebody waits."""
+        return f"{self.directory}/{self.lease}.queue"
+
+    @property
+    def nested(self) -> str:
+        """The flag that joined jobs run."""
+        return f"{self.directory}/{self.lease}.nested"
+
+    @property
+    def sidecar(self) -> str:
+        """The JSON record that describes the holder."""
+        return f"{self.directory}/{self.lease}.json"
+
+
+def default_state_directory(environ: Mapping[str, str]) -> str:
+    """Return what `platformdirs.user_state_dir("maintlock")` returns.
+
+    On Linux that is one environment variable; to import platformdirs for it would cost 1.7 interpreter starts.
+    """
+    if sys.platform.startswith("linux"):
+        base = environ.get("XDG_STATE_HOME", "")
+        found = os.path.join(base if base.strip() else os.path.expanduser("~/.local/state"), APPLICATION)
+        if found.startswith("~"):  # a directory of this name below every place we are started in would be many locks
+            raise UnavailableError("no state directory: HOME is not set, and this user has none; say --state-dir DIR")
+        return found
+    from platformdirs import user_state_dir
+
+    return user_state_dir(APPLICATION)
+
+
+def state_directory(option: str | None, environ: Mapping[str, str], configured: str | None) -> str:
+    """Return the absolute state directory: option, environment, configuration, default; first hit wins.
+
+    Raises:
+        UnavailableError: There is no home directory, or no working directory, to find it in.
+    """
+    chosen = option or environ.get("MAINTLOCK_STATE_DIR") or configured or default_state_directory(environ)
+    try:
+        return os.path.abspath(chosen)
+    except OSError as error:
+        raise UnavailableError(f"{chosen}: is relative, and the working directory is gone: {error.strerror}") from error
+
+
+def open_state_directory(directory: str, *, any_filesystem: bool = False) -> None:
+    """Make sure that the state directory is there, ours alone to write, and on a filesystem whose flock is local.
+
+    Raises:
+        RefusedError: It is a symlink or no directory, or somebody else could write to it.
+        UnavailableError: It cannot be made, or flock may not be local on its filesystem.
+    """
+    try:
+        found = os.lstat(directory)
+    except FileNotFoundError:
+        found = _made(directory)
+    except OSError as error:
+        raise open_failure(directory, error) from error
+    check_trusted(directory, found, directory=True)
+    if not any_filesystem and (directory, found.st_dev) not in _local:
+        from maintlock import filesystem
+
+        filesystem.check_local(directory)
+        _local.add((directory, found.st_dev))
+
+
+def _made(directory: str) -> os.stat_result:
+    try:
+        _make(directory)
+        return os.lstat(directory)
+    except OSError as error:
+        raise open_failure(directory, error) from error
+
+
+def _make(directory: str) -> None:
+    """Make a directory and its missing parents, each for us alone (XDG Base Directory) whatever the umask."""
+    missing = [directory]
+    while not os.path.lexists(parent := os.path.dirname(missing[-1])):
+        missing.append(parent)
+    for path in reversed(missing):
+        try:
+            os.mkdir(path, mode=0o700)
+        except FileExistsError:
+            pass  # somebody else has made it meanwhile: who it belongs to is judged anyway
+
+
+def check_trusted(path: str, found: os.stat_result, *, directory: bool = False, root_may_own: bool = False) -> None:
+    """Refuse what is no regular file (or directory), or what somebody else owns or may write.
+
+    Raises:
+        RefusedError: With the command that mends it.
+    """
+    expected, is_expected = ("a directory", stat.S_ISDIR) if directory else ("a regular file", stat.S_ISREG)
+    if not is_expected(found.st_mode):
+        raise RefusedError(
+            f"{path}: is {_kind(found.st_mode)}, not {expected}; run: {_command('mv', path, path + '.odd')}"
+        )
+    user = os.geteuid()
+    if found.st_uid != user and not (root_may_own and found.st_uid == 0):
+        raise RefusedError(
+            f"{path}: belongs to uid {found.st_uid}, not to you (uid {user}); run: {_command('chown', str(user), path)}"
+        )
+    if found.st_mode & stat.S_IWOTH:
+        raise RefusedError(f"{path}: everybody may write to it; run: {_command('chmod', 'go-w', path)}")
+    if found.st_mode & stat.S_IWGRP and found.st_gid != os.getegid():
+        raise RefusedError(
+            f"{path}: group {found.st_gid}, which is not your own, may write to it; run: {_command('chmod', 'g-w', path)}"
+        )
+
+
+def check_records(places: Places) -> None:
+    """Refuse to work beside a record that somebody else could have written.
+
+    Raises:
+        RefusedError: With the command that mends it.
+    """
+    for name in (places.sidecar, *(f"{places.directory}/{name}" for name in RECORDS)):
+        try:
+            found = os.lstat(name)
+        except OSError:
+            continue
+        if name != places.sidecar or stat.S_ISREG(found.st_mode):  # an odd thing in the sidecar's place is replaced
+            check_trusted(name, found)
+
+
+def _command(*words: str) -> str:
+    from shlex import join
+
+    return join(words)
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_IFLNK: "a symlink",
+        stat.S_IFDIR: "a directory",
+        stat.S_IFIFO: "a FIFO",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFREG: "a file",
+    }
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def open_failure(path: str, error: OSError) -> MaintlockError:
+    """Return the error to raise for a file of ours that could not be opened: refused, or not available."""
+    try:
+        kind = _kind(os.lstat(path).st_mode)
+    except OSError:
+        kind = "a file"
+    if kind != "a file" and error.errno in REFUSED_ERRNOS:
+        return RefusedError(f"{path}: is {kind}; run: {_command('mv', path, path + '.odd')}")
+    if error.errno in REFUSED_ERRNOS:
+        return RefusedError(
+            f"{path}: {error.strerror}; it and its directory must be yours, see: {_command('ls', '-ld', os.path.dirname(path))}"
+        )
+    return UnavailableError(f"{path}: {error.strerror}; see: {_command('df', os.path.dirname(path))}")

@@ -1,0 +1,1 @@
+"""`maintlock repo-sync`: pull repositories, fast-forward only, and run what that makes necessary."""

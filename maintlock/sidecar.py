@@ -1,0 +1,223 @@
+"""The sidecar: the JSON record that describes the holder. It decides nothing, and every reader survives a hostile one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from maintlock.jsontext import encoded_object
+from maintlock.model import Line, ProcessIdentity, record
+from maintlock.names import is_lease_name, is_task_name
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+SCHEMA = 1
+_decoders: list[Callable[[str], Any]] = []  # made when it is first needed, by a waiter before it is in a hurry
+MAX_BYTES = 1024 * 1024  # 64 arguments of 512 characters, each of them twelve letters in JSON, and a long path
+MAX_TAKEN = 64 * 1024
+FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # no FIFO in its place can hold us, who hold the lease
+MAX_FENCE = 2**53  # beyond it, somebody else wrote this
+MAX_NUMBER = 2**53
+INTEGERS = ("fence", "pid", "pid_start_ticks", "session_id", "uid")
+TEXTS = (
+    "lease", "lease_id", "task", "owner", "source", "reason", "mode", "pid_started_at", "boot_id", "pid_namespace",
+    "hostname", "cwd", "acquired_at",
+)  # fmt: skip
+NUMBERS = ("waited_seconds", "ttl_seconds")
+
+
+@record(frozen=True, kw_only=True)
+class Reading:
+    """What was found: `state` is one of `valid missing malformed unreadable`; `fields` only where it is valid."""
+
+    state: str
+    fields: Mapping[str, Any] | None = None
+
+    @property
+    def lease_id(self) -> str:
+        """The grant that it describes, or `""`."""
+        return str(self.fields["lease_id"]) if self.fields is not None else ""
+
+    @property
+    def identity(self) -> ProcessIdentity | None:
+        """The process that wrote it."""
+        return None if self.fields is None else identity_in(self.fields)
+
+
+def identity_in(fields: Mapping[str, Any]) -> ProcessIdentity:
+    """Return who the sidecar says the holder is."""
+    return ProcessIdentity(
+        pid=fields["pid"],
+        start_ticks=fields["pid_start_ticks"],
+        boot_id=fields["boot_id"],
+        pid_namespace=fields["pid_namespace"],
+    )
+
+
+def line_in(fields: Mapping[str, Any]) -> Line:
+    """Return the line that a sidecar's grant had, as far as the sidecar tells; not how long its leftovers keep the lease."""
+    from maintlock.times import epoch_seconds
+
+    return Line(
+        fence=fields["fence"],
+        lease_id=fields["lease_id"],
+        task=fields["task"],
+        source=fields["source"],
+        session_id=fields["session_id"],
+        hold_until="session",
+        mode=fields["mode"],
+        identity=identity_in(fields),
+        started_at=epoch_seconds(fields["acquired_at"]) or 0.0,
+    )
+
+
+def write(path: str, fields: Mapping[str, object], *, is_first: bool = False) -> None:
+    """Write the record whole: one fixed temporary name, then rename(2). Only the holder may.
+
+    A grant's first one takes the file that a crash has left, if there is one: for a moment there is none in its place, which
+    is cheaper by far than to have one replaced (ext4 writes out the new one before that).
+
+    Raises:
+        OSError: It could not be written; what stood there before still stands.
+    """
+    temporary = f"{path}.tmp"
+    content = encoded_object({"schema": SCHEMA, **fields}).encode("ascii") + b"\n"
+    before = _taken(path, temporary) if is_first else None
+    try:
+        _write(temporary, content, before)
+    except OSError:
+        _put_back(temporary, path, before)
+        raise
+    os.rename(temporary, path)
+
+
+def _taken(path: str, temporary: str) -> bytes | None:
+    """Rename a plain small file of ours to the temporary name, and return what is in it; None where there is none."""
+    try:
+        found = os.lstat(path)
+        is_plain = found.st_mode == stat.S_IFREG | 0o600 and found.st_nlink == 1 and found.st_uid == os.geteuid()
+        if not is_plain or found.st_size > MAX_TAKEN:
+            return None
+        os.rename(path, temporary)
+        fd = os.open(temporary, os.O_RDONLY | FLAGS)
+    except OSError:
+        return None
+    try:
+        return os.read(fd, MAX_TAKEN) if stat.S_ISREG(os.fstat(fd).st_mode) else None  # it may be another one by now
+    finally:
+        os.close(fd)
+
+
+def _write(temporary: str, content: bytes, before: bytes | None) -> None:
+    """Write the temporary file: over what is in it already, filled up with blanks, or else anew."""
+    flags = os.O_WRONLY | FLAGS
+    if before is None:
+        try:
+            fd = os.open(temporary, flags | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:  # left by a crash
+            os.unlink(temporary)
+            fd = os.open(temporary, flags | os.O_CREAT | os.O_EXCL, 0o600)
+    else:
+        fd = os.open(temporary, flags)
+        content = content[:-1].ljust(len(before) - 1) + b"\n"
+    try:
+        if os.write(fd, content) != len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    finally:
+        os.close(fd)
+
+
+def _put_back(temporary: str, path: str, before: bytes | None) -> None:
+    """Undo a write that has failed."""
+    try:
+        if before is None:
+            os.unlink(temporary)
+            return
+        fd = os.open(temporary, os.O_WRONLY | FLAGS)
+        try:
+            os.write(fd, before)
+            os.ftruncate(fd, len(before))
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+    except OSError:
+        pass  # the failure that we are here for is told
+
+
+def remove(path: str) -> None:
+    """Remove the record at the end of a grant; that it is gone already is no fault."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def read(path: str) -> Reading:
+    """Return what stands in the sidecar's place, whatever that is; what was being written over is looked at once more."""
+    found = _read(path)
+    return _read(path) if found.state == "malformed" else found
+
+
+def _read(path: str) -> Reading:
+    try:
+        fd = os.open(path, os.O_RDONLY | FLAGS)
+    except FileNotFoundError:
+        return Reading(state="missing")
+    except OSError:
+        return Reading(state="unreadable")
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return Reading(state="unreadable")
+        content = os.read(fd, MAX_BYTES + 1)
+    except OSError:
+        return Reading(state="unreadable")
+    finally:
+        os.close(fd)
+    fields = None if len(content) > MAX_BYTES else decoded(content)
+    return Reading(state="malformed") if fields is None else Reading(state="valid", fields=fields)
+
+
+def decoded(content: bytes) -> Mapping[str, Any] | None:
+    """Return the record's fields, or None where they are not all there and of their kinds."""
+    if not _decoders:
+        import json
+
+        _decoders.append(json.JSONDecoder(parse_constant=_refuse_constant).decode)
+    try:
+        fields = _decoders[0](content.decode())
+    except (ValueError, RecursionError):
+        return None
+    return fields if isinstance(fields, dict) and _is_complete(fields) else None
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _is_complete(fields: dict[str, Any]) -> bool:
+    return (
+        all(_is_integer(fields.get(name)) for name in ("schema", *INTEGERS))
+        and fields["schema"] >= SCHEMA
+        and all(isinstance(fields.get(name), str) for name in TEXTS)
+        and all(_is_number(fields.get(name)) for name in NUMBERS)
+        and fields["fence"] <= MAX_FENCE
+        and is_task_name(fields["task"])
+        and is_lease_name(fields["lease"])
+        and is_lease_name(fields["lease_id"])
+        and (fields.get("job_pid") is None or _is_integer(fields["job_pid"]))
+        and isinstance(fields.get("command"), list)
+        and all(isinstance(item, str) for item in fields["command"])
+    )
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_number(value: object) -> bool:
+    # JSON has no infinity, but 1e999 is read as one.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= MAX_NUMBER

@@ -1,0 +1,110 @@
+"""What the ledger knows of open grants, collisions and tasks, and how an event changes what it knows of its task: pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from maintlock.entries import outcome_of
+
+if TYPE_CHECKING:
+    from maintlock.entries import Entry
+
+
+class Grant(NamedTuple):
+    """A grant whose end nobody has told yet."""
+
+    lease_id: str
+    fence: int
+    task: str | None
+    source: str | None
+    reason: str | None
+    pid: int | None
+
+
+class Collision(NamedTuple):
+    """Two heavy pieces of work at once, or a state that would allow it, since `since` (seconds since the epoch)."""
+
+    kind: str
+    id: str
+    since: float
+    detail: str | None
+
+
+class TaskState(NamedTuple):
+    """What is known of one task. Times are in seconds since the epoch.
+
+    `last_run_at` is a start, also of a run that goes on; seconds and outcome are those of the last run that ended, and
+    `last_success_at` is an end. The streak of deferrals lasts until the task runs.
+    """
+
+    registered_at: float | None = None
+    last_run_at: float | None = None
+    last_run: str | None = None
+    last_run_seconds: float | None = None
+    last_outcome: str | None = None
+    last_ended_at: float | None = None
+    last_success_at: float | None = None
+    last_success_started_at: float | None = None
+    consecutive_deferrals: int = 0
+    deferred_since: float | None = None
+    last_deferred_at: float | None = None
+    blocked_by: str | None = None
+    reason_code: str | None = None
+
+
+def task_after(state: TaskState, entry: Entry) -> TaskState:
+    """Return what is known of a task after one more event of its own, which may be told late and out of order."""
+    kind, at = entry["event"], entry["at"]
+    if kind in {"acquired", "nested_started"}:
+        state = _begun(state, at, _run(entry))
+    elif kind == "deferred":
+        state = _deferred(state, entry)
+    elif outcome_of(entry) is not None:
+        state = _ended(state, entry)
+    else:
+        return state
+    return state._replace(registered_at=at) if state.registered_at is None or at < state.registered_at else state
+
+
+def _run(entry: Entry) -> str:
+    """Return what beginning and end of one run have in common: the grant, and for joined jobs their process."""
+    return f"{entry['lease_id']}/{entry['pid']}" if entry["event"].startswith("nested") else str(entry["lease_id"])
+
+
+def _begun(state: TaskState, at: float, run: str) -> TaskState:
+    if state.last_run_at is None or at >= state.last_run_at:
+        state = state._replace(last_run_at=at, last_run=run)
+    if state.last_deferred_at is None or state.deferred_since is None or at < state.deferred_since:
+        return state
+    if at < state.last_deferred_at:  # told late: at least the newest deferral came after it
+        return state._replace(consecutive_deferrals=1, deferred_since=state.last_deferred_at)
+    return state._replace(
+        consecutive_deferrals=0, deferred_since=None, last_deferred_at=None, blocked_by=None, reason_code=None
+    )
+
+
+def _deferred(state: TaskState, entry: Entry) -> TaskState:
+    at = entry["at"]
+    if state.last_run_at is not None and at < state.last_run_at:
+        return state  # told late: the task has run since
+    if state.last_deferred_at is None or at >= state.last_deferred_at:
+        state = state._replace(last_deferred_at=at, blocked_by=entry["blocked_by"], reason_code=entry["reason_code"])
+    since = at if state.deferred_since is None else min(at, state.deferred_since)
+    return state._replace(consecutive_deferrals=state.consecutive_deferrals + 1, deferred_since=since)
+
+
+def _ended(state: TaskState, entry: Entry) -> TaskState:
+    at, seconds, outcome, run = entry["at"], entry["seconds"], outcome_of(entry), _run(entry)
+    if entry["event"] == "nested_finished" and seconds is None and state.last_run not in {None, run}:
+        return state  # nobody saw when it ended, and the task has run again since
+    started = state.last_run_at if state.last_run == run else None
+    if started is None and seconds is not None:
+        started = max(0.0, at - seconds)
+        state = _begun(state, started, run)
+    if state.last_ended_at is None or at >= state.last_ended_at:
+        state = state._replace(last_ended_at=at, last_outcome=outcome, last_run_seconds=seconds)
+    if outcome != "completed" or entry["exit_code"]:
+        return state
+    if state.last_success_at is None or at >= state.last_success_at:
+        state = state._replace(last_success_at=at, last_success_started_at=started)
+    return state

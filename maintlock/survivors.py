@@ -1,0 +1,104 @@
+"""Survivors: what may live on of a job whose grant did not end cleanly.
+
+A killed wrapper frees the kernel's lock as soon as nobody has its descriptor, and npm, node and Python close it in their
+children. What still works is found by the grant in its environment.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from maintlock import process
+from maintlock.tokens import HELD, STATE_DIR, parsed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from maintlock.model import Line
+    from maintlock.paths import Places
+    from maintlock.process import Stat
+
+LOOKS = 6  # an environment is empty for a moment while its process executes another program
+LOOK_SECONDS = 0.001  # and twice as long at each further look
+
+
+def find(
+    places: Places, line: Line | None, leaders: frozenset[int] = frozenset(), *, and_ancestors: bool = False
+) -> list[Stat]:
+    """Return the survivors of the last grant: found in one pass or, if that finds none, in a second one.
+
+    With no line (empty or bad) they are those of any grant of this lease and state directory. `leaders` are the process
+    groups of the job: a process whose environment is not readable counts if it is in one of them. In the job's session, one
+    that is still executing a program after several looks counts too. We ourselves and our ancestors are never survivors
+    to a request of ours; who only looks wants to see the ancestors too.
+    """
+    if line is not None and line.hold_until == "main":
+        return []
+    exempt = _Exempt(and_ancestors=and_ancestors)
+    return _one_pass(places, line, leaders, exempt) or _one_pass(places, line, leaders, exempt)
+
+
+class _Exempt:
+    """We ourselves and our ancestors, who are looked for only once somebody comes into question: a waiter is in a hurry."""
+
+    def __init__(self, *, and_ancestors: bool) -> None:
+        self._us = os.getpid()
+        self._ancestors: frozenset[int] | None = frozenset() if and_ancestors else None
+
+    def __contains__(self, pid: int) -> bool:
+        if pid == self._us:
+            return True
+        if self._ancestors is None:
+            self._ancestors = frozenset(stat.pid for stat in process.ancestors(self._us))
+        return pid in self._ancestors
+
+
+def _one_pass(places: Places, line: Line | None, leaders: frozenset[int], exempt: _Exempt) -> list[Stat]:
+    found, unclear = _sorted_out(places, line, leaders, process.read_pids(), exempt)
+    for look in range(LOOKS):
+        if not unclear:
+            break
+        time.sleep(LOOK_SECONDS * 2**look)
+        more, unclear = _sorted_out(places, line, leaders, unclear, exempt)
+        found += more
+    if line is not None and line.hold_until == "session":
+        found += [stat for stat in map(process.read_stat, filter(process.is_executing, unclear)) if stat is not None]
+    return sorted(found, key=lambda stat: stat.pid)
+
+
+def _sorted_out(
+    places: Places, line: Line | None, leaders: frozenset[int], pids: list[int], exempt: _Exempt
+) -> tuple[list[Stat], list[int]]:
+    """Return those that are survivors, and those whose environment is empty so far."""
+    found, unclear = [], []
+    wanted = line.session_id if line is not None and line.hold_until == "session" else None
+    for pid in pids:
+        try:
+            session = os.getsid(pid)  # of nearly all processes, nothing more is asked
+        except OSError:
+            continue
+        if (wanted is not None and session != wanted) or pid in exempt:
+            continue
+        stat = process.read_stat(pid)
+        if stat is None or stat.is_dead or stat.is_kernel_thread:
+            continue
+        environ = process.read_environ(stat)
+        if environ is None:
+            found += [stat] if stat.pgid in leaders else []
+        elif not environ:
+            unclear.append(pid)
+        elif carries(environ, places, line, session):
+            found.append(stat)
+    return found, unclear
+
+
+def carries(environ: bytes, places: Places, line: Line | None, session: int) -> bool:
+    """Tell whether an environment carries the grant of `line`; without one, any grant of this lease in this session."""
+    held = process.environ_value(environ, HELD.encode())
+    if not held:
+        return False
+    tokens = [token for token in parsed(held.decode("utf-8", "replace")) if token.lease == places.lease]
+    if line is not None:
+        return any(token.lease_id == line.lease_id for token in tokens)
+    directory = process.environ_value(environ, STATE_DIR.encode())
+    return directory == os.fsencode(places.directory) and any(token.session_id == session for token in tokens)

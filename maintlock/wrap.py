@@ -1,0 +1,185 @@
+"""`maintlock-wrap`: run a command under the lease, or stand back.
+
+Until the job has started only what that needs is imported; what it costs is measured in docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from maintlock import lease, names, options, outcome, process, signals, tokens
+from maintlock.errors import CommandError, Interrupted, LeaseHeld, MaintlockError, UnavailableError, UsageError
+from maintlock.job import DEFAULT_GRACE_SECONDS, Ending, Job, Settings
+from maintlock.program import Wish, at_edge, granted, read_environ, settle
+from maintlock.spawn import become
+from maintlock.terminal import is_foreground
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
+
+    from maintlock.lease import Joined, Lease
+    from maintlock.options import Options
+    from maintlock.voice import Voice
+
+NOT_RUN = "not_run"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program, and return its exit code."""
+    return at_edge(lambda voice: _run(sys.argv[1:] if argv is None else argv, voice))
+
+
+def _run(argv: Sequence[str], voice: Voice) -> int:
+    said = options.parse(argv)
+    voice.log_format = said.log_format
+    voice.verbosity = 1 if said.verbose else -1 if said.quiet else 0
+    if said.help or said.version:
+        return _print_about(said)
+    watch = signals.Signals(voice)
+    if said.outcome is not None:
+        outcome.clear(said.outcome)
+    grant = None
+    try:
+        options.check_together(said)
+        wish = Wish(said, read_environ(), voice)
+        _check_limit(wish)
+        places = wish.open_places()
+        if not said.exec:
+            process.become_subreaper()  # before we wait: afterwards the job would wait for what that has to load
+        grant = granted(wish, places, watch, mode="exec" if said.exec else "supervised")
+        if said.exec:
+            _run_exec(wish, grant, watch)
+        return _run_job(wish, grant, watch)
+    except MaintlockError as error:
+        if grant is None:
+            _write_not_run(said, error, voice)
+        raise
+
+
+def _check_limit(wish: Wish) -> None:
+    """Refuse to become a command that the configuration limits: nobody would be left to keep the limit.
+
+    Raises:
+        UsageError: As for `--max-runtime` on the command line.
+    """
+    if wish.said.exec and wish.settings is not None and wish.settings.max_runtime is not None:
+        raise UsageError(
+            f"--exec leaves no process of ours behind to keep the max_runtime of [tasks.{wish.task}] in maintlock.toml; "
+            "leave out one of the two"
+        )
+
+
+def _job_settings(wish: Wish) -> Settings:
+    said, settings = wish.said, wish.settings
+    grace = said.stop_grace if said.stop_grace is not None else settings.stop_grace if settings else None
+    limit = said.max_runtime if said.max_runtime is not None else settings.max_runtime if settings else None
+    return Settings(
+        hold_until=said.hold_until or "session",
+        max_runtime_seconds=limit,
+        grace_seconds=DEFAULT_GRACE_SECONDS if grace is None else grace,
+        passes_descriptor=not said.close,
+    )
+
+
+def _run_job(wish: Wish, grant: Lease | Joined, watch: signals.Signals) -> int:
+    job = Job(grant, wish.said.command, _job_settings(wish), watch)
+    try:
+        watch.check()
+        job.start(wish.environ)
+    except (CommandError, Interrupted) as error:
+        stopped = isinstance(error, Interrupted)
+        grant.record_begin()
+        _finish(wish, grant, Ending(outcome="stopped" if stopped else "failed", exit_code=error.exit_code))
+        raise
+    grant.record_begin()
+    if isinstance(grant, lease.Lease):
+        grant.describe_job(job.pid)
+    ending = job.run()
+    _finish(wish, grant, ending)
+    interrupted = signals.INT in {ending.signal, *watch.wait(0)} or job.was_interrupted
+    if interrupted and (job.shares_group or is_foreground()):
+        signals.die_of(signals.INT)  # or a loop around us would go on
+    return ending.exit_code
+
+
+def _run_exec(wish: Wish, grant: Lease | Joined, watch: signals.Signals) -> NoReturn:
+    """Become the command. Only a failure to do so returns from here."""
+    grant.record_begin()
+    kept: int | None
+    if isinstance(grant, lease.Lease):
+        grant.describe_job(os.getpid())
+        kept = passed = grant.fd
+    else:
+        kept, passed = grant.nested_fd, None
+    if kept is not None:
+        os.set_inheritable(kept, True)  # noqa: FBT003  the standard library's signature
+    try:
+        watch.check()
+        watch.restore()
+        become(wish.said.command, tokens.merged(wish.environ, grant.environment(wish.environ, fd=passed)))
+    except (CommandError, Interrupted) as error:
+        stopped = isinstance(error, Interrupted)
+        _finish(wish, grant, Ending(outcome="stopped" if stopped else "failed", exit_code=error.exit_code))
+        raise
+
+
+def _finish(wish: Wish, grant: Lease | Joined, ending: Ending) -> None:
+    held_seconds = grant.held_seconds
+    event = grant.release(ending.outcome, ending.exit_code)
+    grant.record_end(event)
+    if wish.said.outcome is not None:
+        try:
+            outcome.write(
+                wish.said.outcome,
+                outcome=ending.outcome,
+                exit_code=ending.exit_code,
+                task=wish.task,
+                lease_id=grant.line.lease_id,
+                fence=grant.line.fence,
+                held_seconds=held_seconds,
+                waited_seconds=grant.waited_seconds,
+            )
+        except MaintlockError as error:
+            wish.voice.error(str(error))
+    settle(grant.places, wish.config.history, held_seconds)
+
+
+def _write_not_run(said: Options, error: MaintlockError, voice: Voice) -> None:
+    if said.outcome is None:
+        return
+    held = error if isinstance(error, LeaseHeld) else None
+    try:
+        outcome.write(
+            said.outcome,
+            outcome="deferred" if held else "stopped" if isinstance(error, Interrupted) else NOT_RUN,
+            exit_code=error.exit_code,
+            task=said.task or names.task_from_npm(os.environ.get("npm_lifecycle_event", "")) or None,
+            reason_code=held.reason_code if held else None,
+            waited_seconds=held.waited_seconds if held else 0.0,
+            holder=held.holder if held else None,
+        )
+    except MaintlockError as failure:
+        voice.error(str(failure))
+
+
+def _print_about(said: Options) -> int:
+    if said.help:
+        from maintlock import help as help_text
+
+        text = help_text.WRAP
+    else:
+        from maintlock import __version__
+
+        text = f"maintlock-wrap {__version__}\n"
+    content = text.encode()
+    try:
+        while content:
+            content = content[os.write(1, content) :]
+    except BrokenPipeError:
+        pass  # who reads the beginning only, wants no more
+    except OSError as error:
+        raise UnavailableError(f"standard output: cannot be written: {error.strerror}") from error
+    return 0
