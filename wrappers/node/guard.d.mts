@@ -1,0 +1,2 @@
+// A side effect only: import './maintlock/guard.mjs?task=NAME'
+export {};
