@@ -1,0 +1,1 @@
+"""Prometheus metrics and a status page for maintlock: reads, and never locks."""

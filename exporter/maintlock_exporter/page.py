@@ -1,0 +1,256 @@
+"""The status page: what is so now, and the last day, without JavaScript."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+import time
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+import maintlock
+from maintlock import observe, paths, process, states
+from maintlock.errors import MaintlockError
+from maintlock.names import DEFAULT_LEASE
+from maintlock.redact import printable
+from maintlock.standing import standing
+from maintlock.times import duration_text, epoch_seconds, rfc3339
+from maintlock_exporter import timeline
+from maintlock_exporter.sentences import mood, sentence
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from maintlock.outside import Outside
+    from maintlock.report import Process, Status
+    from maintlock.standing import Standing
+    from maintlock.states import TaskState
+    from maintlock_exporter.scene import Scene
+    from maintlock_exporter.timeline import Lane
+    from maintlock_exporter.view import View
+
+LAST_EVENTS = 20
+MAX_EVENTS = 4 * timeline.MAX_BARS
+MAX_ROWS = 50  # of each list that has no other bound
+REFRESH_SECONDS = 5
+TICKS = 4
+SOON_SECONDS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trouble:
+    """Something that is wrong, and the command to run next."""
+
+    kind: str
+    text: str
+    since: float | None
+    command: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaseView:
+    """Everything that the page shows of one lease; `tree` are the job's processes with their depth."""
+
+    status: Status
+    tree: list[tuple[int, Process]]
+    troubles: list[Trouble]
+    standings: list[Standing]
+    events: Sequence[Mapping[str, Any]]
+    lanes: list[Lane]
+
+
+def tree(processes: Iterable[Process], parents: Mapping[int, int]) -> list[tuple[int, Process]]:
+    """Return processes as a tree in rows, each with its depth: children follow their parent."""
+    rows = {row["pid"]: row for row in processes}
+    children: dict[int | None, list[int]] = {}
+    for pid in rows:
+        parent = parents.get(pid)
+        children.setdefault(parent if parent in rows and parent != pid else None, []).append(pid)
+    found: list[tuple[int, Process]] = []
+    frontier = [(0, pid) for pid in reversed(children.get(None, []))]
+    while frontier:
+        depth, pid = frontier.pop()
+        found.append((depth, rows[pid]))
+        frontier += [(depth + 1, child) for child in reversed(children.get(pid, []))]
+    return found
+
+
+def command(scene: Scene, *words: str, lease: str = DEFAULT_LEASE) -> str:
+    """Return a command to run in a terminal, with what leads it to this lease."""
+    more = ["--lease", lease] if lease != DEFAULT_LEASE else []
+    if scene.directory != paths.default_state_directory(os.environ):
+        more += ["--state-dir", scene.directory]
+    return shlex.join(["maintlock", *words, *more])
+
+
+def troubles(scene: Scene, status: Status, outside: Iterable[Outside], trouble: str | None) -> list[Trouble]:
+    """Return what is wrong with a lease, the worst first."""
+    lease, holder = status["lease"], status["holder"]
+    doctor, stop = command(scene, "doctor"), command(scene, "stop", lease=lease)
+    look = command(scene, "status", lease=lease)
+    found = [
+        Trouble(
+            kind=collision["kind"].replace("_", " "),
+            text=collision["detail"] or "",
+            since=epoch_seconds(collision["since"]),
+            command=stop if collision["kind"] == "lockfile_replaced" else doctor,
+        )
+        for collision in status["collisions"][:MAX_ROWS]
+    ]
+    names = [str(one) for one in outside]
+    if names:
+        text = f"works outside the lease: {', '.join(names[:MAX_ROWS])}"
+        found.append(Trouble(kind="unleased process", text=text, since=None, command=doctor))
+    if status["state"] == "orphaned":
+        found.append(Trouble(kind="orphaned", text=status["detail"] or "", since=None, command=stop))
+    if holder and holder["overdue"]:
+        text = f"held longer than its TTL of {duration_text(holder['ttl_seconds'])}; it is not evicted"
+        found.append(Trouble(kind="overdue", text=text, since=None, command=stop))
+    if status["sidecar"] in {"malformed", "unreadable"} or status["state"] == "unknown":
+        text = status["detail"] or f"the sidecar is {status['sidecar']}"
+        found.append(
+            Trouble(kind=status["sidecar"] if holder is None else "unknown", text=text, since=None, command=look)
+        )
+    if trouble is not None:
+        found.append(Trouble(kind="ledger", text=trouble, since=None, command=doctor))
+    return found
+
+
+def standings(scene: Scene, status: Status, tasks: Mapping[str, TaskState], now: float) -> list[Standing]:
+    """Return how the configured tasks of a lease stand."""
+    running = {row["task"] for row in status["nested"]} | ({status["holder"]["task"]} if status["holder"] else set())
+    return [
+        standing(
+            task,
+            tasks.get(name, states.TaskState()),
+            is_running=name in running,
+            now=now,
+            starved_after=scene.config.starved_after,
+        )
+        for name, task in sorted(scene.config.tasks.items())
+        if task.lease == status["lease"]
+    ]
+
+
+def read_lease(view: View, lease: str) -> LeaseView:
+    """Return what the page shows of one lease; a ledger that cannot be read is said, and the rest is shown."""
+    scene, now, status = view.scene, view.now, view.status(lease)
+    tasks: Mapping[str, TaskState] = {}
+    day: Sequence[Mapping[str, Any]] = []
+    trouble = None
+    try:
+        tasks = view.snapshot(lease).tasks
+        day = observe.read_history(scene.directory, lease=lease, since=now - timeline.DAY_SECONDS, limit=MAX_EVENTS)
+    except MaintlockError as error:
+        trouble = str(error)
+    holder = status["holder"]
+    processes = holder["processes"][:MAX_ROWS] if holder else []
+    stats = [process.read_stat(row["pid"]) for row in processes]
+    grants = timeline.spans(day, holding=holder["lease_id"] if holder else None, now=now)
+    return LeaseView(
+        status=status,
+        tree=tree(processes, {stat.pid: stat.ppid for stat in stats if stat is not None}),
+        troubles=troubles(scene, status, [one for one in view.outside() if one.lease == lease], trouble),
+        standings=standings(scene, status, tasks, now),
+        events=list(reversed(day[-LAST_EVENTS:])),
+        lanes=timeline.lanes(grants, now=now),
+    )
+
+
+# Words and marks
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Turns times into words; all times are seconds since the epoch, or RFC 3339 text."""
+
+    now: float
+
+    def seconds(self, at: float | str | None) -> float | None:
+        """Return a time in seconds since the epoch."""
+        return epoch_seconds(at) if isinstance(at, str) else at
+
+    def iso(self, at: float | str | None) -> str:
+        """Return a time as `<time datetime>` wants it."""
+        seconds = self.seconds(at)
+        return "" if seconds is None else rfc3339(seconds)
+
+    def local(self, at: float | str | None) -> str:
+        """Return a time of this machine's own zone in full."""
+        seconds = self.seconds(at)
+        return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(seconds))
+
+    def hour(self, at: float) -> str:
+        """Return the time of day."""
+        return time.strftime("%H:%M", time.localtime(at))
+
+    def lasting(self, since: float | str | None) -> str:
+        """Return how long something has lasted."""
+        seconds = self.seconds(since)
+        return "?" if seconds is None else duration_text(self.now - seconds)
+
+    def distance(self, at: float | str | None) -> str:
+        """Return how far off a time is, before or after now."""
+        seconds = self.seconds(at)
+        if seconds is None:
+            return "never"
+        if abs(seconds - self.now) < SOON_SECONDS:
+            return "now"
+        return (
+            f"in {duration_text(seconds - self.now)}"
+            if seconds > self.now
+            else f"{duration_text(self.now - seconds)} ago"
+        )
+
+
+def _size(size: float | None) -> str:
+    if size is None:
+        return "?"
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("maintlock_exporter"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters.update(printable=printable, duration=duration_text, size=_size)
+    environment.globals.update(
+        refresh=REFRESH_SECONDS,
+        version=maintlock.__version__,
+        max_rows=MAX_ROWS,
+        ticks=TICKS,
+        day=timeline.DAY_SECONDS,
+        mood=mood,
+        sentence=sentence,
+    )
+    return environment
+
+
+def rendered(view: View) -> tuple[bytes, str]:
+    """Return the page, and the content security policy that allows its one style sheet and nothing else."""
+    nonce = secrets.token_urlsafe(16)
+    text = (
+        _environment()
+        .get_template("page.html")
+        .render(
+            leases=[read_lease(view, lease) for lease in view.scene.leases],
+            directory=view.scene.directory,
+            clock=Clock(view.now),
+            now=view.now,
+            nonce=nonce,
+        )
+    )
+    policy = (
+        f"default-src 'none'; style-src 'nonce-{nonce}'; img-src data:;"
+        " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return text.encode("utf-8", "backslashreplace"), policy
