@@ -1,0 +1,51 @@
+"""What the pages for users say, and what they tell to run: taken from the pages as they stand."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.support import BIN, ROOT, Lock
+
+
+def blocks_of(text: str, language: str) -> list[str]:
+    """Return the fenced blocks of a language in a page."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def broken_links(page: Path) -> list[str]:
+    """Return the links of a page into the repository that lead nowhere, files and headings."""
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")) if "://" not in link]
+    assert links
+    return [link for link in links if not _is_there(page, *link.partition("#")[::2])]
+
+
+def _is_there(page: Path, file: str, heading: str) -> bool:
+    target = page.parent / file if file else page
+    if not target.exists() or not heading:
+        return target.exists()
+    headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+    return heading in [re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in headings]
+
+
+def copied_checkout(directory: Path) -> Path:
+    """Copy what a checkout has for users, and give it a small knowledge base."""
+    ignored = shutil.ignore_patterns(".work", "__pycache__", "node_modules")
+    shutil.copytree(ROOT / "wrappers", directory / "wrappers", ignore=ignored)
+    pages = directory / "wrappers" / "example" / ".work" / "kb"
+    pages.mkdir(parents=True)
+    (pages / "one.md").write_text("# One\n\nThe lease is held by one.\n", encoding="utf-8")
+    return directory
+
+
+def run(lock: Lock, *command: str, cwd: Path, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command as a user would, with a home of its own."""
+    own = {"HOME": str(cwd), "npm_config_update_notifier": "false", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    return subprocess.run(
+        command, cwd=cwd, env={**(lock.env() if env is None else env), **own}, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=90, start_new_session=True,
+    )  # fmt: skip

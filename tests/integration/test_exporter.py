@@ -1,0 +1,624 @@
+from __future__ import annotations
+
+import gzip
+import http.client
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
+from prometheus_client.parser import text_string_to_metric_families
+
+import maintlock
+from maintlock import config, ledger, migrations
+from maintlock_exporter.application import Application, hosts_of
+from maintlock_exporter.scene import Scene
+from maintlock_exporter.server import WAIT_SECONDS, Server
+from maintlock_exporter.view import Watcher
+from tests.headless import Headless, headless_in
+from tests.support import BIN, MAINTLOCK, Lock, Running, until
+
+EXPORTER = str(BIN / "maintlock-exporter")
+LEASE = "heavy-maintenance"
+CONFIG = '[tasks.kbSync]\ninterval = "30m"\n[tasks.backup]\n'
+
+
+@pytest.fixture
+def headless(tmp_path: Path) -> Iterator[Headless]:
+    """Give a lock whose jobs end with the test."""
+    with headless_in(tmp_path / "state") as lock:
+        yield lock
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Path:
+    """Give a configuration."""
+    path = tmp_path / "maintlock.toml"
+    path.write_text(CONFIG)
+    return path
+
+
+class Exporter:
+    """An exporter that runs, and what it answers."""
+
+    def __init__(self, port: int, running: Running | None = None) -> None:
+        self.port = port
+        self.running = running
+
+    def get(self, path: str, method: str = "GET", **headers: str) -> tuple[http.client.HTTPResponse, bytes]:
+        """Ask once."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+            answer = connection.getresponse()
+            return answer, answer.read()
+        finally:
+            connection.close()
+
+    def send(self, content: bytes) -> bytes:
+        """Send bytes as they are, and return the answer."""
+        with self.connect() as connection:
+            with suppress(OSError):
+                connection.sendall(content)
+            found = b""
+            with suppress(ConnectionResetError):
+                while chunk := connection.recv(65536):
+                    found += chunk
+            return found
+
+    def connect(self) -> socket.socket:
+        """Open a connection."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+
+    def series(self) -> dict[str, float]:
+        """Scrape."""
+        answer, body = self.get("/metrics")
+        assert answer.status == 200
+        rows = [line.rpartition(" ") for line in body.decode().splitlines() if not line.startswith("#")]
+        return {_short(name): float(value) for name, _, value in rows}
+
+
+def _short(name: str) -> str:
+    """Return a series' name without what they all have in common."""
+    lease = f'lease="{LEASE}"'
+    return name.removeprefix("maintlock_").replace(f",{lease}", "").replace(f"{lease},", "").replace(lease, "")
+
+
+def started(
+    lock: Lock, settings: Path, *arguments: str, listen: str = "127.0.0.1:0"
+) -> tuple[Exporter, dict[str, Any]]:
+    """Start the exporter, and return it and its first log line once it listens."""
+    argv = ["--listen", listen, "--config", str(settings), *arguments]
+    running = lock.start(*argv, program=EXPORTER, stderr=subprocess.STDOUT)
+    told = json.loads(running.until_line('"event": "listening"'))
+    return Exporter(told["port"], running), told
+
+
+@pytest.fixture
+def exporter(headless: Headless, settings: Path) -> Exporter:
+    """Give a running exporter on an existing state directory."""
+    headless.directory.mkdir(mode=0o700)
+    return started(headless, settings)[0]
+
+
+@contextmanager
+def served(directory: Path, settings: Path, **options: Any) -> Iterator[tuple[Exporter, Server]]:
+    """Serve from this process, with other bounds."""
+    directory.mkdir(mode=0o700, exist_ok=True)
+    watcher = Watcher(Scene(directory=str(directory), config=config.load(str(settings)), started_at=time.time()))
+    server = Server(("127.0.0.1", 0), Application(watcher, hosts_of("127.0.0.1", [])), **options)
+    server.daemon_threads, server.block_on_close = False, True  # no thread of it outlives the test
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield Exporter(server.server_port), server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+        watcher.keeper.close()
+
+
+# The program
+
+
+def run(lock: Lock, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the exporter to its end."""
+    return subprocess.run([EXPORTER, *arguments], env=lock.env(), capture_output=True, text=True, timeout=60)
+
+
+def test_once_prints_the_metrics(lock: Lock, settings: Path) -> None:
+    """`--once` prints what a scrape would get; a state directory that is not there is said, not made."""
+    done = run(lock, "--once", "--config", str(settings))
+    found = {family.name: family for family in text_string_to_metric_families(done.stdout)}
+    assert (done.returncode, done.stderr) == (0, "")
+    assert found["maintlock_up"].samples[0].value == 0
+    assert not lock.directory.exists()
+
+
+def test_once_into_a_closed_pipe(lock: Lock, settings: Path) -> None:
+    """A reader that has seen enough, as `head`, is no error."""
+    command = f"{EXPORTER} --once --config {settings} | head -n 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], env=lock.env(), capture_output=True, text=True, timeout=60)
+    assert (done.stdout.splitlines()[-1], done.stderr) == ("0", "")
+
+
+def test_a_textfile_is_written_whole(lock: Lock, settings: Path, tmp_path: Path) -> None:
+    """`--textfile` replaces the file by rename, readable for node_exporter, and leaves nothing else in the directory."""
+    target = tmp_path / "textfiles" / "maintlock.prom"
+    target.parent.mkdir()
+    target.write_text("old")
+    old = target.open()
+    assert run(lock, "--textfile", str(target), "--config", str(settings)).returncode == 0
+    assert (old.read(), os.listdir(target.parent), target.stat().st_mode & 0o777) == ("old", ["maintlock.prom"], 0o644)
+    old.close()
+    assert target.read_text().startswith("# HELP maintlock_up ")
+
+
+def test_a_textfile_that_cannot_be_written(lock: Lock, settings: Path, tmp_path: Path) -> None:
+    """A directory that is not there is named, with exit 73 and no traceback."""
+    done = run(lock, "--textfile", str(tmp_path / "nowhere" / "x.prom"), "--config", str(settings))
+    assert done.returncode == 73
+    assert len(done.stderr.splitlines()) == 1 and "nowhere/x.prom" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "word", "arguments"),
+    [
+        (64, "--listen", ["--listen", "9817"]),
+        (64, "--listen", ["--listen", "127.0.0.1:70000"]),
+        (64, "--listen", ["--listen", "127.0.0.1:" + "9" * 5000]),
+        (64, "--help", ["--nonsense"]),
+        (73, "cannot listen", ["--listen", "203.0.113.1:0"]),
+        (78, "nowhere.toml", ["--config", "nowhere.toml"]),
+    ],
+)
+def test_bad_arguments(lock: Lock, code: int, word: str, arguments: list[str]) -> None:
+    """What cannot be is refused with the contract's exit code and one line."""
+    done = run(lock, "--config", "none", *arguments)
+    assert done.returncode == code
+    assert word in done.stderr and "Traceback" not in done.stderr
+
+
+def test_version_and_help(lock: Lock) -> None:
+    """`--version` and `--help` answer and exit 0."""
+    assert run(lock, "--version").stdout == f"maintlock-exporter {maintlock.__version__}\n"
+    for option in ("--listen", "--state-dir", "--config", "--allow-host", "--once", "--textfile"):
+        assert option in run(lock, "--help").stdout
+
+
+def test_it_stops_cleanly(headless: Headless, settings: Path) -> None:
+    """TERM and INT end it with exit 0 and a last JSON line, a half-open connection notwithstanding."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        found, told = started(headless, settings)
+        assert (told["level"], told["path"], told["address"]) == ("INFO", str(headless.directory), "127.0.0.1")
+        with found.connect() as half_open:
+            half_open.sendall(b"GET / HT")
+            assert found.running is not None
+            found.running.signal(number)
+            code, out, _ = found.running.end()
+        assert (code, json.loads(out)["event"]) == (0, "stopped")
+
+
+def test_it_warns_when_others_can_reach_it(headless: Headless, settings: Path) -> None:
+    """Bound elsewhere than to loopback it warns, and answers only the names that it was told."""
+    running = headless.start("--listen", ":0", "--allow-host", "BOX", program=EXPORTER, stderr=subprocess.STDOUT)
+    warning = json.loads(running.until_line("exposed"))
+    found = Exporter(json.loads(running.until_line("listening"))["port"])
+    assert (warning["level"], warning["address"]) == ("WARNING", "0.0.0.0")
+    assert [found.get("/-/healthy", Host=name)[0].status for name in ("box:9817", "evil.example")] == [200, 421]
+
+
+def test_it_listens_on_ipv6(headless: Headless, settings: Path) -> None:
+    """`[::1]:PORT` is loopback too."""
+    if not socket.has_ipv6 or not Path("/proc/net/if_inet6").exists():
+        pytest.skip("there is no IPv6 here")
+    _, told = started(headless, settings, listen="[::1]:0")
+    with socket.create_connection(("::1", told["port"]), timeout=30) as connection:
+        connection.sendall(f"GET /-/healthy HTTP/1.1\r\nHost: [::1]:{told['port']}\r\n\r\n".encode())
+        assert connection.recv(100).startswith(b"HTTP/1.0 200 OK")
+
+
+def test_a_port_that_is_taken(headless: Headless, settings: Path, exporter: Exporter) -> None:
+    """A port that somebody else has is named, with exit 73."""
+    done = run(headless, "--listen", f"127.0.0.1:{exporter.port}")
+    assert (done.returncode, "choose another with --listen" in done.stderr) == (73, True)
+
+
+# What it answers
+
+
+def test_text_openmetrics_gzip_and_name(exporter: Exporter) -> None:
+    """`/metrics` is text, OpenMetrics or gzip as asked for, and `name[]` chooses."""
+    plain, body = exporter.get("/metrics")
+    assert plain.getheader("Content-Type", "").startswith("text/plain; version=0.0.4")
+    open_answer, open_body = exporter.get("/metrics", Accept="application/openmetrics-text; version=1.0.0")
+    assert open_answer.getheader("Content-Type", "").startswith("application/openmetrics-text")
+    names = {family.name for family in openmetrics_families(open_body.decode())}
+    assert names == {family.name for family in text_string_to_metric_families(body.decode())}
+    packed, packed_body = exporter.get("/metrics", Accept_Encoding="gzip")
+    assert packed.getheader("Content-Encoding") == "gzip"
+    assert gzip.decompress(packed_body).startswith(b"# HELP maintlock_up ")
+    _, chosen = exporter.get("/metrics?name[]=maintlock_up&name[]=maintlock_waiters")
+    assert {family.name for family in text_string_to_metric_families(chosen.decode())} == {
+        "maintlock_up",
+        "maintlock_waiters",
+    }
+
+
+def test_a_holder_and_who_waits(headless: Headless, exporter: Exporter) -> None:
+    """Metrics, JSON and page tell of the holder, a joined job and a waiter, and of nobody afterwards (R10, R7)."""
+    holder = headless.hold(
+        "kbSync", "--source", "npm", script="maintlock-wrap -t backup -- sh -c 'echo ready; read x; true'; exit"
+    )
+    waiter = headless.start("-t", "backup", "--wait", "forever", "--", "true")
+    until(lambda: (now := headless.status())["waiters"] and now["nested"], "the waiter and who has joined")
+    found = exporter.series()
+    assert found["lease_held{}"] == found["lease_nesting_depth{}"] == found["waiters{}"] == 1
+    assert found['lease_state{maintlock_lease_state="held"}'] == 1
+    assert found['lease_holder_info{source="npm",task="kbSync"}'] == 1
+    assert found["lease_holder_pid{}"] == holder.pid
+    assert found["lease_holder_resident_memory_bytes{}"] > 1 << 20
+    assert 0 < time.time() - found["lease_acquired_timestamp_seconds{}"] < 100
+    assert json.loads(exporter.get("/api/v1/status")[1])["holder"]["task"] == "kbSync"
+    assert "kbSync has the lease" in exporter.get("/")[1].decode()
+    holder.popen.stdin.close()
+    assert holder.popen.wait() == 0 and waiter.popen.wait() == 0
+    found = until(
+        lambda: (now := exporter.series())['runs_total{task="backup"}'] == 2 and now, "both runs of the backup"
+    )
+    assert (found["lease_held{}"], found["waiters{}"], found["lease_holder_pid{}"]) == (0, 0, 0)
+    assert found['nested_runs_total{parent_task="kbSync",task="backup"}'] == 1
+
+
+def test_a_deferral_is_no_success(headless: Headless, exporter: Exporter) -> None:
+    """A deferral raises its own counters and the streak, and leaves last run and last success alone (L3)."""
+    assert headless.wrap("-t", "backup", "--", "true").returncode == 0
+    before = exporter.series()
+    holder = headless.hold("kbSync")
+    for _ in range(3):
+        assert headless.wrap("-t", "backup", "--", "true").returncode == 0
+    found = exporter.series()
+    assert found['deferrals_total{reason="lease-held",task="backup"}'] == 3
+    assert found['blocked_deferrals_total{blocking_task="kbSync",task="backup"}'] == 3
+    assert found['task_consecutive_deferrals{task="backup"}'] == 3
+    for name in ("task_last_success_timestamp_seconds", "task_last_run_timestamp_seconds", "runs_total"):
+        assert found[f'{name}{{task="backup"}}'] == before[f'{name}{{task="backup"}}'] > 0
+    holder.popen.kill()
+
+
+def test_counters_go_on_after_a_restart(headless: Headless, settings: Path) -> None:
+    """Another exporter goes on counting where the one before it stopped."""
+    first, _ = started(headless, settings)
+    for code in ("0", "3"):
+        headless.wrap("-t", "kbSync", "--", "sh", "-c", f"exit {code}")
+    before = first.series()
+    assert first.running is not None
+    first.running.signal(signal.SIGTERM)
+    first.running.end()
+    second, _ = started(headless, settings)
+    after = second.series()
+    counters = {name for name in before if "_total" in name or "_bucket" in name or name.endswith(("_count", "_sum"))}
+    assert {name: before[name] for name in counters} == {name: after[name] for name in counters}
+    assert (after['runs_total{task="kbSync"}'], after['run_failures_total{task="kbSync"}']) == (2, 1)
+
+
+def test_health_and_readiness(headless: Headless, exporter: Exporter) -> None:
+    """`/-/healthy` is about the exporter, `/-/ready` about what it reads."""
+    assert [exporter.get(path)[0].status for path in ("/-/healthy", "/-/ready")] == [200, 200]
+    headless.directory.rename(headless.directory.with_name("away"))
+    answer, body = exporter.get("/-/ready")
+    assert (exporter.get("/-/healthy")[0].status, answer.status) == (200, 503)
+    assert b"maintlock doctor" in body and b"state" in body
+
+
+def test_headers_of_the_page(exporter: Exporter) -> None:
+    """The page allows its one style sheet and nothing else, to nobody's frame, and is not kept."""
+    answer, body = exporter.get("/")
+    policy = answer.getheader("Content-Security-Policy", "")
+    assert (
+        policy.startswith("default-src 'none'; style-src 'nonce-") and "unsafe" not in policy and "script" not in policy
+    )
+    assert (answer.getheader("X-Content-Type-Options"), answer.getheader("Cache-Control")) == ("nosniff", "no-store")
+    assert answer.getheader("X-Frame-Options") == "DENY"
+    assert exporter.get("/")[0].getheader("Content-Security-Policy") != policy, "a nonce is used once"
+    head, nothing = exporter.get("/", "HEAD")
+    assert (head.status, nothing) == (200, b"") and body
+
+
+# Bad requests
+
+
+@pytest.mark.parametrize(
+    ("status", "method", "path", "host"),
+    [
+        (404, "GET", "/nothing", "localhost"),
+        (404, "GET", "/metrics/", "localhost"),
+        (404, "GET", "/../etc/passwd", "localhost"),
+        (404, "GET", "/%00", "localhost"),
+        (405, "POST", "/metrics", "localhost"),
+        (405, "DELETE", "/", "localhost"),
+        (405, "BREW", "/metrics", "localhost"),
+        (200, "HEAD", "/metrics", "localhost"),
+        (421, "GET", "/metrics", "evil.example"),
+        (421, "GET", "/api/v1/status", "127.0.0.1.evil.example:9817"),
+        (421, "GET", "/nothing", "evil.example"),
+    ],
+)
+def test_the_right_status(exporter: Exporter, status: int, method: str, path: str, host: str) -> None:
+    """Unknown paths, methods and foreign hosts each get their own status."""
+    assert exporter.get(path, method, Host=host)[0].status == status
+
+
+@pytest.mark.parametrize(
+    ("status", "request_bytes"),
+    [
+        (431, b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * (1 << 20) + b"\r\n\r\n"),
+        (
+            431,
+            b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: " + b"x" * 60000 + b"\r\nY: " + b"y" * 60000 + b"\r\n\r\n",
+        ),
+        (431, b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: y\r\n" * 200 + b"\r\n"),
+        (414, b"GET /" + b"x" * (1 << 20) + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+        (400, b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n"),
+        (400, b"GET / HTTP/x\r\n\r\n"),
+        (400, b"GET / HTTP/1.1\r\n\r\n"),
+        (505, b"GET / HTTP/2.0\r\nHost: localhost\r\n\r\n"),
+        (421, b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n"),
+        (405, b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1000000),
+        (200, b"GET /-/healthy HTTP/1.0\r\n\r\n"),
+    ],
+    ids=lambda value: value[:12].decode("latin-1").split()[0] if isinstance(value, bytes) else str(value),
+)
+def test_bytes_that_are_no_good_request(exporter: Exporter, status: int, request_bytes: bytes) -> None:
+    """Heads of a megabyte, bodies, and what is no HTTP at all are answered with the right status, and do no harm."""
+    answer = exporter.send(request_bytes)
+    assert f" {status} ".encode() in answer.partition(b"\n")[0]
+    assert exporter.get("/-/healthy")[0].status == 200
+
+
+def test_two_hundred_at_once(exporter: Exporter) -> None:
+    """Two hundred clients at once each get their 200, while fifty half-open ones hang on."""
+    half_open = [exporter.connect() for _ in range(50)]
+    for connection in half_open:
+        connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: loc")
+    with ThreadPoolExecutor(200) as pool:
+        answers = list(pool.map(lambda _: exporter.get("/metrics"), range(200)))
+    assert [answer.status for answer, _ in answers] == [200] * 200
+    assert all(
+        body.rstrip().rpartition(b"\n")[2].startswith(b"maintlock_scrape_duration_seconds") for _, body in answers
+    )
+    for connection in half_open:
+        connection.close()
+
+
+def test_more_half_open_than_it_can_bear(tmp_path: Path, settings: Path) -> None:
+    """However many connections hang on, a new one is answered: the one that was waited for the longest is closed."""
+    with served(tmp_path / "state", settings) as (exporter, server):
+        server.max_connections = 8
+        half_open = [exporter.connect() for _ in range(30)]
+        for connection in half_open:
+            connection.sendall(b"GET / HTTP/1.1\r\n")
+        assert exporter.get("/metrics")[0].status == 200
+        assert half_open[0].recv(1) == b"", "the oldest one was closed"
+        for connection in half_open:
+            connection.close()
+
+
+def test_a_client_has_only_so_long(tmp_path: Path, settings: Path) -> None:
+    """A client that sends its request byte by byte, and one that never takes the answer, are left in the end."""
+    with served(tmp_path / "state", settings, wait_seconds=0.5) as (exporter, server):
+        slow, deaf = exporter.connect(), exporter.connect()
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        deaf.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        with suppress(OSError):
+            for _ in range(1000):
+                slow.sendall(b"G")
+                time.sleep(0.01)  # not to synchronise: this is the slowness that is tested
+        until(lambda: not server._live, "both to be left")
+        server.wait_seconds = WAIT_SECONDS  # we may be slow too
+        assert exporter.get("/-/healthy")[0].status == 200
+        slow.close()
+        deaf.close()
+
+
+# Bad input
+
+
+def damage(directory: Path, kind: str) -> None:
+    """Damage what the exporter reads."""
+    database = directory / "ledger.db"
+    if kind == "torn":
+        for ending in ("-wal", "-shm"):
+            database.with_name(f"ledger.db{ending}").unlink(missing_ok=True)
+        database.write_bytes(database.read_bytes()[:5000])
+    elif kind == "no database":
+        database.write_bytes(b"x" * 5000)
+    elif kind == "newer":
+        with sqlite3.connect(database) as db:
+            db.execute(f"PRAGMA user_version = {len(migrations.MIGRATIONS) + 7}")
+        db.close()
+    elif kind == "fifo":
+        database.unlink()
+        os.mkfifo(database)
+    elif kind == "symlink":
+        database.rename(directory / "elsewhere.db")
+        database.symlink_to(directory / "elsewhere.db")
+
+
+@pytest.mark.parametrize("kind", ["torn", "no database", "newer", "fifo", "symlink"])
+def test_a_bad_ledger_is_said(headless: Headless, exporter: Exporter, kind: str) -> None:
+    """With a ledger that is torn, hostile or of a newer schema `up` is 0, its collectors have failed, and the rest is told."""
+    headless.wrap("-t", "kbSync", "--", "true")
+    ledger.drain(str(headless.directory), now=time.time())
+    assert exporter.series()["up"] == 1
+    damage(headless.directory, kind)
+    found = exporter.series()
+    assert found["up"] == 0
+    assert (
+        found['scrape_collector_success{collector="counters"}']
+        == found['scrape_collector_success{collector="tasks"}']
+        == 0
+    )
+    assert found['scrape_collector_success{collector="build"}'] == 1
+    answer, body = exporter.get("/")
+    assert answer.status in {200, 503} and b"ledger.db" in body
+    assert exporter.get("/-/ready")[0].status == 503
+
+
+LOCKER = """
+import os, signal, sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("PRAGMA locking_mode = EXCLUSIVE"); db.execute("BEGIN EXCLUSIVE"); db.execute("UPDATE meta SET value = value")
+print("ready", flush=True); os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+def test_a_ledger_locked_by_a_stopped_process(headless: Headless, settings: Path) -> None:
+    """A stopped process that keeps the ledger locked makes no scrape wait for it; the next one after its end is whole."""
+    headless.wrap("-t", "kbSync", "--", "true")
+    ledger.drain(str(headless.directory), now=time.time())
+    locker = headless.python(LOCKER, str(headless.directory / "ledger.db"))
+    locker.until_line("ready")
+    exporter, _ = started(headless, settings)
+    began = time.monotonic()
+    found = exporter.series()
+    assert found["up"] == 0 and time.monotonic() - began < 5
+    assert found['lease_state{maintlock_lease_state="free"}'] == 1
+    locker.popen.kill()
+    locker.popen.wait()
+    assert exporter.series()["up"] == 1
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "null", '{"schema": 1}', "\0" * 100, '{"task": "<script>alert(1)</script>"}']
+)
+def test_a_bad_sidecar_is_said(headless: Headless, exporter: Exporter, content: str) -> None:
+    """Under a sidecar that is torn or hostile the lease is still held, and its holder unknown (L12)."""
+    headless.hold("kbSync")
+    until(lambda: headless.sidecar()["job_pid"])
+    (headless.directory / f"{LEASE}.json").write_text(content)
+    found = exporter.series()
+    assert (found["lease_held{}"], found["up"]) == (1, 1)
+    assert found['lease_holder_info{source="other",task="other"}'] == 0
+    answer, body = exporter.get("/")
+    assert answer.status == 200 and b"Held by an unknown owner" in body and b"<script" not in body
+
+
+def test_a_state_directory_that_goes_and_comes_back(headless: Headless, exporter: Exporter) -> None:
+    """While the state directory is gone `up` is 0, and nothing makes it anew; once it is back everything is told again."""
+    headless.wrap("-t", "kbSync", "--", "true")
+    ledger.drain(str(headless.directory), now=time.time())
+    before = exporter.series()
+    away = headless.directory.with_name("away")
+    headless.directory.rename(away)
+    found = exporter.series()
+    assert (found["up"], before["up"], headless.directory.exists()) == (0, 1, False)
+    assert found['scrape_collector_success{collector="build"}'] == 1
+    assert exporter.get("/")[0].status == 200
+    away.rename(headless.directory)
+    after = exporter.series()
+    assert (after["up"], after['runs_total{task="kbSync"}']) == (1, before['runs_total{task="kbSync"}'])
+
+
+def test_a_directory_that_others_could_write(headless: Headless, exporter: Exporter) -> None:
+    """A state directory that everybody may write is not trusted: `up` is 0, and the answers say what to run."""
+    headless.directory.chmod(0o777)
+    assert exporter.series()["up"] == 0
+    answer, body = exporter.get("/api/v1/status")
+    assert answer.status == 503 and b"chmod" in body
+
+
+# Watching
+
+
+def test_watching_touches_nothing(headless: Headless, exporter: Exporter) -> None:
+    """Where nothing was recorded yet, looking makes no file."""
+    for path in ("/metrics", "/", "/api/v1/status"):
+        assert exporter.get(path)[0].status == 200
+    assert list(headless.directory.iterdir()) == []
+
+
+def test_scraping_in_a_loop_defers_nobody(headless: Headless, exporter: Exporter) -> None:
+    """While somebody scrapes without a pause, every attempt to get the free lease gets it."""
+    over, scrapes = threading.Event(), []
+
+    def scrape() -> None:
+        while not over.is_set():
+            scrapes.append(exporter.get("/metrics")[0].status)
+
+    thread = threading.Thread(target=scrape)
+    thread.start()
+    granted = 0
+    until(lambda: scrapes, "the first scrape")
+    begun = len(scrapes)
+    while granted < 300 or len(scrapes) < begun + 3:
+        with maintlock.hold("kbSync", state_dir=headless.directory):
+            granted += 1
+    over.set()
+    thread.join()
+    assert set(scrapes) == {200}
+    assert exporter.series()['deferrals_total{reason="lease-held",task="kbSync"}'] == 0
+
+
+def test_a_heavy_process_outside_the_lease(headless: Headless, tmp_path: Path) -> None:
+    """A heavy process past the guard is a collision in metrics and on the page, a guarded one is none (L13, R8)."""
+    script = tmp_path / f"heavy.{os.getpid()}.{tmp_path.name}.sh"
+    script.write_text("echo ready; read x\n")
+    settings = tmp_path / "maintlock.toml"
+    settings.write_text(f'[tasks.kbSync]\nmatch = "{script.name}"\n')
+    headless.start("-t", "kbSync", "--", "sh", str(script), stdin=subprocess.PIPE).until_line("ready")
+    exporter, _ = started(headless, settings)
+    assert exporter.series()['collision_active{kind="unleased_process"}'] == 0
+    headless.start(str(script), program="/bin/sh", stdin=subprocess.PIPE).until_line("ready")
+    found = until(
+        lambda: (now := exporter.series())['collision_active{kind="unleased_process"}'] and now, "the collision"
+    )
+    assert found['collision_active{kind="inherited"}'] == 0
+    page = exporter.get("/")[1].decode()
+    assert "works outside the lease: kbSync (pid" in page and "next: <code>maintlock doctor" in page
+
+
+def test_daemons(headless: Headless, tmp_path: Path) -> None:
+    """A configured daemon that runs is up, whoever started it, and one that does not is down (R5)."""
+    settings, mark = tmp_path / "maintlock.toml", str(tmp_path)
+    settings.write_text(
+        f'[daemons.chroma]\ncommand = ["{sys.executable}", "-c", "input()", "{mark}"]\n[daemons.mlx]\ncommand = ["{mark}"]\n'
+    )
+    headless.start("-c", "input()", mark, program=sys.executable, stdin=subprocess.PIPE)
+    exporter, _ = started(headless, settings)
+    found = exporter.series()
+    assert (found['daemon_up{daemon="chroma"}'], found['daemon_up{daemon="mlx"}']) == (1, 0)
+
+
+def test_a_daemon_that_has_become_another_program(headless: Headless, tmp_path: Path) -> None:
+    """A daemon that the orchestrator has started is up whatever its command line has become, as under npx (R5)."""
+    settings = tmp_path / "maintlock.toml"
+    settings.write_text('[daemons.chroma]\ncommand = ["sh", "-c", "exec sleep 100000"]\n')
+    subprocess.run([MAINTLOCK, "orchestrate", "--once", "--config", settings], env=headless.env(), check=True)
+    exporter, _ = started(headless, settings)
+    assert exporter.series()['daemon_up{daemon="chroma"}'] == 1
+
+
+HOSTILE = "</title><script>alert(1)</script>\"'><img src=x onerror=alert(2)>\x1b[31m\u202e{{7*7}}"
+
+
+def test_hostile_names_on_the_page(headless: Headless, exporter: Exporter, require: Callable[[str], str]) -> None:
+    """Whatever owner, reason and command say, the page shows as text, with nothing in it that steers a terminal or a reader."""
+    headless.hold("kbSync", "--owner", HOSTILE, "--reason", HOSTILE, script=f"# {HOSTILE}\necho ready; read x")
+    page = exporter.get("/")[1].decode()
+    assert "<script" not in page and "<img" not in page and "49" not in page.partition("onerror")[2][:60]
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "\x1b" not in page and "\u202e" not in page

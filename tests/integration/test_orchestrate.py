@@ -1,0 +1,693 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maintlock import config, events, paths, pending, process
+from maintlock.orchestrator import backpressure, cadence, children, facts, inbox
+from maintlock.orchestrator.instance import Instance
+from maintlock.orchestrator.loop import Orchestrator
+from tests.orchestrated import HEAVY, Orchestration
+from tests.protocol import until_gone, until_queued
+from tests.support import MAINTLOCK, Running, until
+
+
+def let_all_go(o: Orchestration, names: list[str]) -> list[str]:
+    """Let one job after the other go, in the order in which they begin, and return that order."""
+    order: list[str] = []
+    while len(order) < len(names):
+        until(lambda: len(o.traced()) > 2 * len(order), f"the next job: {o.logged()}")
+        order.append(o.traced()[-1].partition(" ")[0])
+        o.let_go(order[-1])
+        until(lambda: len(o.traced()) >= 2 * len(order), "its end")
+    return order
+
+
+def is_serial(trace: list[str]) -> bool:
+    """Tell whether no job began before the one before it had ended."""
+    return all(
+        begins.removesuffix(" begins") == ends.removesuffix(" ends")
+        for begins, ends in zip(trace[::2], trace[1::2], strict=False)
+    )
+
+
+def test_six_heavy_tasks_run_one_after_the_other(o: Orchestration) -> None:
+    """Six overdue heavy tasks after a start: one starts at once, the others stand back, and each runs in its turn (R4, R9)."""
+    o.configure(*[o.task(name) for name in HEAVY])
+    running = o.start()
+    order = let_all_go(o, [*HEAVY])
+    assert sorted(order) == sorted(HEAVY) and is_serial(o.traced())
+    until(lambda: not o.record()["jobs"])
+    assert o.stop(running) == 0
+    rows = o.lock.history(event="deferred")
+    assert sorted(row["task"] for row in rows) == sorted(order[1:])
+    assert {row["reason_code"] for row in rows} == {"backpressure"}
+    acquired = o.lock.history(event="acquired")
+    assert [(row["source"], row["reason"]) for row in acquired] == [("orchestrator", "periodic:3600s")] * 6
+    assert len(o.lock.history(outcome="completed")) == 6
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("backup", "kbSync"), ("primary-dev-sync", "kbSync"), ("dream", "summary")]
+)
+def test_a_pair_across_polls(o: Orchestration, first: str, second: str) -> None:
+    """A task that falls due while another runs is held back over many polls, and starts at the first one after (R4, R11)."""
+    o.configure(o.task(first))
+    o.start()
+    o.until_began(first)
+    o.configure(o.task(first), o.task(second))
+    os.kill(o.record()["pid"], signal.SIGHUP)
+    line = o.until_logged("deferred", task=second)
+    assert (line["blocked_by"], line["reason_code"], line["level"]) == (first, "backpressure", "INFO")
+    o.passes(5)
+    assert o.began(second) == 0
+    o.let_go(first)
+    o.until_began(second)
+    assert len(o.logged("deferred", task=second, blocked_by=first, reason_code="backpressure")) == 1
+    o.let_go(second)
+    until(lambda: len(o.lock.history(outcome="completed")) == 2)
+    assert is_serial(o.traced())
+
+
+def test_a_manual_job_holds_it_back(o: Orchestration) -> None:
+    """While somebody else has the lease nothing heavy starts: `lease-held`, told once; light tasks run all the same (R1, R9)."""
+    held = o.lock.hold("sync-github-workflow")
+    o.configure(o.task("kbSync"), o.task("light", "heavy = false", ends="true"))
+    o.start()
+    line = o.until_logged("deferred", task="kbSync")
+    assert (line["blocked_by"], line["reason_code"]) == ("sync-github-workflow", "lease-held")
+    o.until_began("light")
+    o.passes()
+    assert len(o.logged("deferred")) == 1 and o.began("kbSync") == 0
+    assert o.lock.history(event="acquired", task="light")[0]["lease"] != "heavy-maintenance"
+    task = o.health(0)["tasks"]["kbSync"]
+    assert (task["state"], task["blocked_by"], task["reason_code"]) == (
+        "deferred",
+        "sync-github-workflow",
+        "lease-held",
+    )
+    assert task["deferred_since"] and task["last_run_at"] is None
+    held.popen.communicate(timeout=20)
+    o.until_began("kbSync")
+
+
+def test_a_queued_waiter_goes_before(o: Orchestration) -> None:
+    """Who waits by hand gets the lease before any task of the orchestrator's, however late that is (L5)."""
+    held = o.lock.hold("first")
+    waiter = o.lock.start("-t", "by-hand", "--wait", "forever", "--", "sh", "-c", f"echo 'by-hand begins' >> {o.trace}")
+    until_queued(o.lock, waiter)
+    o.configure(o.task("kbSync", ends="true"))
+    o.start()
+    o.until_logged("deferred", task="kbSync")
+    held.popen.communicate(timeout=20)
+    assert waiter.end()[0] == 0
+    o.until_began("kbSync")
+    assert o.traced()[:2] == ["by-hand begins", "kbSync begins"]
+
+
+def is_stopped(pid: int) -> bool:
+    """Tell whether every thread of a process is stopped; one that has just ended was not."""
+    threads = [process.read_stat(int(name)) for name in os.listdir(f"/proc/{pid}/task")]
+    return all(stat is not None and stat.state == "T" for stat in threads)
+
+
+def test_a_stopped_waiter_blocks_nobody(o: Orchestration) -> None:
+    """A waiter that is stopped keeps neither a free lease from the orchestrator nor its place."""
+    held = o.lock.hold("first")
+    waiter = o.lock.start("-t", "by-hand", "--wait", "forever", "--", "true")
+    until_queued(o.lock, waiter)
+    waiter.signal(signal.SIGSTOP)
+    until(lambda: is_stopped(waiter.pid), "all its threads to stop")
+    held.popen.communicate(timeout=20)
+    o.configure(o.task("kbSync", ends="true"))
+    o.start()
+    try:
+        o.until_began("kbSync")
+    finally:
+        waiter.signal(signal.SIGKILL)
+
+
+def test_a_waiter_that_is_none_is_not_believed_for_long(o: Orchestration, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A living process that is on record as waiting for a free lease does not hold anything back for ever."""
+    monkeypatch.setattr(facts, "QUEUED_SECONDS", 0.2)
+    found, started = in_process(o, o.task("kbSync", ends="true"))
+    me = process.own_identity()
+    pending.append(str(o.lock.directory), [events.new(
+        "present", at=time.time(), lease="heavy-maintenance", task="ghost", role="waiting", pid=me.pid,
+        start_ticks=me.start_ticks, boot_id=me.boot_id, pid_namespace=me.pid_namespace,
+    )])  # fmt: skip
+    found.run_pass()
+    held = found.streaks.held["kbSync"]
+    assert held.reason_code == "queued" and held.blocked_by == "ghost"
+    until(lambda: found.run_pass() or started())
+    finish(found)
+
+
+def test_runs_by_hand_count(o: Orchestration) -> None:
+    """A task that was just run by hand is not due, also for an orchestrator that starts afterwards (R11)."""
+    o.lock.wrap("-t", "kbSync", "--", "true")
+    o.configure(o.task("kbSync", ends="true"), o.task("backup", ends="true"))
+    running = o.start()
+    o.until_began("backup")
+    o.passes(5)
+    assert o.began("kbSync") == 0
+    assert o.stop(running) == 0
+
+
+def test_a_restart_forgets_nothing(o: Orchestration) -> None:
+    """Last start, last success and the streak of deferrals survive a restart, and the streak is counted once (L5)."""
+    o.configure(o.task("kbSync", ends="true"))
+    running = o.start()
+    o.until_logged("task_ended", task="kbSync", outcome="completed")  # the lease is free: history tells an end before
+    assert o.stop(running) == 0
+    held = o.lock.hold("by-hand")
+    o.configure(o.task("kbSync", ends="true"), o.task("backup", ends="true"))
+    since = []
+    for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGTERM):
+        running = o.start()
+        o.until_logged("deferred", task="backup")
+        o.passes()
+        since.append(o.health()["tasks"]["backup"]["deferred_since"])
+        o.stop(running, number)
+    assert len(set(since)) == 1 and since[0]
+    assert [row["task"] for row in o.lock.history(event="deferred")] == ["backup"]
+    assert o.began("kbSync") == 1
+    held.popen.communicate(timeout=20)
+
+
+def test_streaks_end_with_a_run_by_hand(o: Orchestration) -> None:
+    """A run by hand ends a streak; the next one is a new episode, told and counted again (L5, R9)."""
+    first = o.lock.hold("first")
+    o.configure(o.task("kbSync", "rest = 0", interval="100ms"))
+    running = o.start()
+    o.until_logged("deferred", task="kbSync", blocked_by="first")
+    wait = ("--wait", "forever", "--", "sh", "-c")
+    by_hand = o.lock.start("-t", "kbSync", *wait, f"echo by-hand begins >> {o.trace}; read x < {o.gate('by-hand')}")
+    until_queued(o.lock, by_hand)
+    second = o.lock.start("-t", "first", *wait, "read x", stdin=subprocess.PIPE)
+    until_queued(o.lock, second)
+    first.popen.communicate(timeout=20)
+    o.until_began("by-hand")
+    o.passes()
+    assert len(o.lock.history(event="deferred", task="kbSync")) == 1
+    assert len(o.logged("deferred", blocked_by="first", reason_code="lease-held")) == 1
+    assert not o.logged("deferred", blocked_by="kbSync", reason_code="lease-held")
+    o.let_go("by-hand")
+    assert by_hand.end()[0] == 0
+    o.until_logged("deferred", times=2, task="kbSync", blocked_by="first")
+    until(lambda: len(o.lock.history(event="deferred", task="kbSync")) == 2)
+    assert o.stop(running) == 0
+    assert o.began("kbSync") == 0
+    second.popen.communicate(timeout=20)
+
+
+def test_one_instance(o: Orchestration) -> None:
+    """A second orchestrator on the same state directory is refused with 75 and told who the first is (L11)."""
+    o.configure(o.task("kbSync"))
+    first = o.start()
+    o.until_began("kbSync")
+    log = o.log
+    second = o.start(is_ready=False)
+    assert second.end()[0] == 75
+    assert f"pid {first.pid}" in o.log.read_text()
+    assert o.once() == 75
+    (o.lock.directory / "orchestrator.json").write_text("garbage")
+    assert o.once() == 75
+    assert f"pid {first.pid}" in o.log.read_text()
+    o.log = log
+    assert o.began("kbSync") == 1
+    assert o.stop(first) == 0
+    assert o.once() == 0
+
+
+def test_many_at_once_leave_one(o: Orchestration) -> None:
+    """Of several orchestrators that start in the same moment exactly one lives (L11)."""
+    o.configure(o.task("kbSync"))
+    many = [o.start(is_ready=False) for _ in range(4)]
+    until(lambda: sum(one.popen.poll() is None for one in many) == 1)
+    assert sorted(code for one in many if (code := one.popen.poll()) is not None) == [75, 75, 75]
+    o.until_began("kbSync")
+    assert o.began("kbSync") == 1
+
+
+def test_once_is_one_pass(o: Orchestration) -> None:
+    """`--once` makes one pass and leaves; its job goes on under its own supervisor, and the next pass adopts it (R8)."""
+    o.configure(*[o.task(name) for name in ("kbSync", "backup")])
+    assert o.once() == 0
+    until(lambda: len(o.traced()) == 1)
+    name = o.traced()[0].partition(" ")[0]
+    other = {"kbSync": "backup", "backup": "kbSync"}[name]
+    assert o.once() == 0
+    assert o.logged("started")[0]["adopted_jobs"] == [name]
+    assert o.logged("deferred", task=other)
+    wrapper = o.lock.sidecar()["pid"]
+    o.let_go(name)
+    until_gone(wrapper)
+    assert o.lock.history(outcome="completed")
+    assert o.once() == 0
+    o.until_began(other)
+
+
+@pytest.mark.parametrize("bad", ["text", "directory", "gone", "unknown-key"])
+def test_a_bad_configuration_leaves_the_old_one(o: Orchestration, bad: str) -> None:
+    """After HUP an invalid configuration is reported, stands in health, and the old one stays; a good one is taken."""
+    o.configure(o.task("kbSync"))
+    running = o.start()
+    o.until_began("kbSync")
+    good = o.config.read_text()
+    o.config.unlink()
+    if bad == "directory":
+        o.config.mkdir()
+    elif bad != "gone":
+        o.config.write_text({"text": "= not toml", "unknown-key": "[tasks.kbSync]\nheavi = true\n"}[bad])
+    running.signal(signal.SIGHUP)
+    assert "the old configuration stays" in o.until_logged("config_invalid")["message"]
+    o.passes()
+    assert list(o.record()["troubles"]) == ["configuration"]
+    if o.config.is_dir():
+        o.config.rmdir()
+    o.config.write_text(good + o.task("light", "heavy = false", ends="true"))
+    running.signal(signal.SIGHUP)
+    o.until_logged("reloaded")
+    o.until_began("light")
+    until(lambda: not o.record()["troubles"])  # it is told at the end of the pass that starts the task
+    assert o.health(0)["status"] == "healthy"
+    assert o.stop(running) == 0
+
+
+def test_term_leaves_jobs_running(o: Orchestration) -> None:
+    """TERM ends the orchestrator with 0; its job works on, keeps the lease, and ends as ever."""
+    o.configure(o.task("kbSync"))
+    running = o.start()
+    o.until_began("kbSync")
+    assert o.stop(running) == 0
+    assert o.lock.status()["holder"]["task"] == "kbSync"
+    o.let_go("kbSync")
+    until(lambda: o.lock.history(outcome="completed", task="kbSync"))
+
+
+def test_stop_jobs_stops_them(o: Orchestration) -> None:
+    """With `--stop-jobs` a job gets TERM, and KILL after its grace where it ignores that; then the lease is free (L4)."""
+    stubborn = 'trap "" TERM; while :; do read x < "$GATE" || :; done'
+    o.configure(o.task("kbSync", 'stop_grace = "200ms"', f'env = {{ GATE = "{o.gate("x")}" }}', ends=stubborn))
+    running = o.start("--stop-jobs")
+    o.until_began("kbSync")
+    assert o.stop(running) == 0
+    assert o.lock.status()["state"] == "free"
+    assert o.lock.history(task="kbSync", event="released")[0]["outcome"] == "stopped"
+
+
+def test_max_runtime_and_settings_go_along(o: Orchestration) -> None:
+    """A task's settings go to the wrapper as options, with no configuration to read; `max_runtime` ends what ignores TERM."""
+    stubborn = 'trap "" TERM; while :; do read x < "$GATE" || :; done'
+    limits = ['max_runtime = "2s"', 'stop_grace = "100ms"', 'ttl = "123s"', f'env = {{ GATE = "{o.gate("x")}" }}']
+    o.configure(o.task("kbSync", *limits, ends=stubborn))
+    o.start()
+    o.until_began("kbSync")
+    assert o.lock.sidecar()["ttl_seconds"] == 123
+    wrapper = o.lock.sidecar()["pid"]
+    said = Path(f"/proc/{wrapper}/cmdline").read_bytes().split(b"\0")
+    assert {b"--config=none", b"--source=orchestrator", b"--reason=periodic:3600s", b"--max-runtime=2"} <= {*said}
+    assert os.getsid(wrapper) == wrapper
+    line = o.until_logged("task_ended", task="kbSync")
+    assert (line["outcome"], line["exit_code"], line["level"]) == ("timed_out", 124, "WARNING")
+    assert o.health(1)["tasks"]["kbSync"]["state"] == "failing"
+
+
+def test_an_inbox_makes_it_due(o: Orchestration) -> None:
+    """Unread files start a task before its interval, count as read only after success, and failing does not storm (R12)."""
+    (o.place / "in").mkdir()
+    works = o.place / "works"
+    o.configure(o.task("summary", 'inbox = "in/*.json"', 'rest = "10m"', ends=f'test -e "{works}"', interval="1h"))
+    running = o.start()
+    o.until_began("summary")
+    o.until_logged("task_ended", task="summary")
+    works.touch()
+    (o.place / "new").mkdir()
+    for name in ("a", "b", "c"):
+        (o.place / "new" / f"{name}.json").write_text("{}")
+    (o.place / "new").rename(o.place / "in")  # all three at once
+    o.until_logged("task_ended", times=1, outcome="completed")
+    assert [row["reason"] for row in o.lock.history(event="acquired")][-1].startswith("inbox:")
+    count = o.began("summary")
+    o.passes(6)
+    assert o.began("summary") <= count + 1  # a file that came while the run began
+    count = o.began("summary")
+    works.unlink()
+    (o.place / "in" / "a.json").write_text("{ }")
+    o.until_logged("task_ended", times=2, outcome="failed")
+    o.passes(12)
+    assert o.began("summary") - count <= 7  # each pause twice as long as the one before
+    works.touch()
+    until(lambda: len(o.logged("task_ended", outcome="completed")) >= 2)
+    assert o.stop(running) == 0
+
+
+@pytest.mark.parametrize("kind", ["missing", "not-executable", "no-cwd"])
+def test_a_command_that_cannot_run(o: Orchestration, kind: str) -> None:
+    """A command that is missing or cannot be executed is that task's failure: told once, in health, the others run (R6)."""
+    (o.place / "plain").write_text("text")
+    command = {"missing": "no-such-program", "not-executable": str(o.place / "plain"), "no-cwd": "true"}[kind]
+    cwd = 'cwd = "/no/such/place"' if kind == "no-cwd" else ""
+    o.configure(
+        f'[tasks.bad]\ncommand = ["{command}"]\ninterval = "200ms"\nrest = 0\n{cwd}\n',
+        o.task("kbSync", ends="true"), o.task("light", "heavy = false", ends="true"),
+    )  # fmt: skip
+    running = o.start()
+    for name in ("kbSync", "light"):
+        o.until_began(name)
+    o.until_logged("trouble", about="start:bad")
+    o.passes(8)
+    assert len(o.logged("trouble")) == 1
+    found = o.health(1)
+    assert any("start:bad" in reason for reason in found["reasons"])
+    assert found["tasks"]["bad"]["detail"] and found["tasks"]["kbSync"]["detail"] is None
+    assert o.stop(running) == 0
+
+
+def test_a_task_that_forks_and_exits(o: Orchestration) -> None:
+    """A job whose main process ends while a part of it works on keeps the lease until that has ended, too (R1)."""
+    forks = f'(read x < "{o.gate("late")}"; echo "late ends" >> "{o.trace}") & true'
+    o.configure(o.task("kbSync", ends=forks))
+    o.start()
+    until(lambda: "kbSync ends" in o.traced())
+    o.configure(o.task("kbSync", ends=forks), o.task("backup", ends="true"))
+    os.kill(o.record()["pid"], signal.SIGHUP)
+    o.until_logged("deferred", task="backup", blocked_by="kbSync")
+    assert o.record()["jobs"].keys() == {"kbSync"}
+    o.let_go("late")
+    o.until_began("backup")
+    assert o.traced().index("late ends") < o.traced().index("backup begins")
+
+
+def test_a_flood_of_output(o: Orchestration) -> None:
+    """A hundred megabytes of a job's output go to its log file, the one before is kept, and nothing slows down."""
+    o.configure(o.task("kbSync", ends="head -c 100000000 /dev/zero", interval="1s"))
+    running = o.start()
+    o.until_logged("task_ended", task="kbSync", outcome="completed")
+    assert o.stop(running) == 0  # or the next start would rename what we look at
+    logs = o.lock.directory / "logs"
+    until(lambda: any(path.stat().st_size == 100_000_000 for path in logs.glob("kbSync.log*")))
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in logs.iterdir() if path.suffix != ".tmp")
+
+
+def test_the_state_directory_is_removed(o: Orchestration) -> None:
+    """When the state directory is removed while a job runs, it is made anew, nothing heavy starts beside that job, and
+    afterwards work goes on; nobody else becomes the orchestrator (L9).
+    """
+    o.configure(o.task("kbSync"))
+    running = o.start()
+    o.until_began("kbSync")
+    o.lock.directory.rename(o.place / "moved-away")
+    o.until_logged("state_directory_lost")
+    o.configure(o.task("kbSync"), o.task("backup", ends="true"))
+    running.signal(signal.SIGHUP)
+    o.until_logged("deferred", task="backup")
+    o.passes()
+    assert o.began("backup") == 0
+    log = o.log
+    assert o.once() == 75
+    o.log = log
+    o.let_go("kbSync")
+    o.until_began("backup")
+    until(lambda: "backup ends" in o.traced())
+    assert o.stop(running) == 0
+
+
+@pytest.mark.parametrize("content", [b"not a database, but long enough to be one" * 100, b""], ids=["garbage", "empty"])
+def test_a_ledger_that_is_corrupt(o: Orchestration, content: bytes) -> None:
+    """With a corrupt ledger tasks run all the same, once and not again and again, and health says that it is unknown (R6)."""
+    o.lock.wrap("-t", "any", "--", "true")
+    (o.place / "in").mkdir()
+    (o.place / "in" / "one").touch()
+    for name in ("ledger.db", "ledger.db-wal", "ledger.db-shm"):
+        (o.lock.directory / name).unlink(missing_ok=True)
+    (o.lock.directory / "ledger.db").write_bytes(content)
+    (o.lock.directory / "ledger.db").chmod(0o600)
+    o.configure(o.task("kbSync", ends="true"), o.task("summary", 'inbox = "in/*"', ends="true"))
+    running = o.start()
+    for name in ("kbSync", "summary"):
+        o.until_logged("task_ended", task=name, outcome="completed")
+    o.passes(8)
+    assert o.began("kbSync") == 1 and o.began("summary") <= 2
+    assert len(o.logged("trouble")) <= 2
+    if content:
+        found = o.health(2)
+        assert found["status"] == "unknown" and any("ledger" in reason for reason in found["reasons"])
+    assert o.stop(running) == 0
+
+
+@pytest.mark.parametrize(
+    "kind", ["garbage", "fifo", "symlink", "huge", "others-pid", "directory", "deep", "wrong-types"]
+)
+def test_a_hostile_record(o: Orchestration, kind: str) -> None:
+    """Nothing in `orchestrator.json` is believed: no stranger is adopted, waited for or signalled, and work begins (R8)."""
+    path = o.lock.directory
+    path.mkdir(mode=0o700)
+    path = path / "orchestrator.json"
+    elsewhere = o.place / "elsewhere"
+    elsewhere.write_text("{}")
+    bystander = Running(["sleep", "1000"], o.lock.env(), start_new_session=True)
+    o.lock.running.append(bystander)
+    about = {**identity_of(bystander.pid), "at": "2026-01-01T00:00:00.000Z", "reason": "x", "restarts": 0}
+    root = {**identity_of(1), "at": "2026-01-01T00:00:00.000Z"}
+    others = {"schema": 1, **identity_of(1), "jobs": {"kbSync": about, "backup": root}, "daemons": {}}
+    wrong = {"schema": 1, "pid": "x", "jobs": [1], "daemons": {"d": 3}, "held": {"kbSync": []}, "troubles": {"a": 1}}
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "symlink":
+        path.symlink_to(elsewhere)
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        path.write_bytes({
+            "garbage": os.urandom(5000), "huge": b'{"schema": 1, "owner": "' + b"x" * (9 << 20) + b'"}',
+            "others-pid": json.dumps(others).encode(), "deep": b"[" * 200_000, "wrong-types": json.dumps(wrong).encode(),
+        }[kind])  # fmt: skip
+    o.configure(o.task("kbSync", ends="true"), o.task("backup", ends="true"))
+    running = o.start("--stop-jobs")
+    for name in ("kbSync", "backup"):
+        o.until_began(name)
+    until(lambda: len(o.logged("task_ended")) == 2)
+    found = o.health(2 if kind == "directory" else 0)
+    assert found["orchestrator"]["state"] == ("unknown" if kind == "directory" else "running")
+    assert o.stop(running) == 0
+    assert bystander.popen.poll() is None
+    assert elsewhere.read_text() == "{}"
+
+
+@pytest.mark.parametrize("kind", ["gone", "garbage", "symlink", "fifo"])
+def test_a_record_that_was_tampered_with(o: Orchestration, kind: str) -> None:
+    """A record that somebody has removed or replaced while we run is written anew at the next poll."""
+    o.configure(o.task("kbSync", ends="true"))
+    running = o.start()
+    o.until_logged("task_ended")
+    path, other = o.lock.directory / "orchestrator.json", o.place / "other"
+    if kind == "gone":
+        path.unlink()
+    else:
+        if kind == "garbage":
+            other.write_bytes(b"garbage")
+        elif kind == "symlink":
+            other.symlink_to("/dev/null")
+        else:
+            os.mkfifo(other)
+        other.replace(path)
+    until(lambda: path.is_file() and not path.is_symlink() and path.stat().st_size > 100)
+    assert o.health(0)["orchestrator"]["pid"] == running.pid
+    assert o.stop(running) == 0
+
+
+def test_nobody_reads_the_log(o: Orchestration) -> None:
+    """An orchestrator whose standard error leads nowhere any more works on, and ends with 0."""
+    o.configure(o.task("kbSync", "rest = 0", ends="true", interval="50ms"))
+    running = o.start(is_ready=False)
+    running.signal(signal.SIGKILL)
+    running.popen.wait()
+    read_fd, write_fd = os.pipe()
+    running = o.lock.start("orchestrate", "--config", str(o.config), program=MAINTLOCK, stderr=write_fd)
+    os.close(write_fd)
+    os.close(read_fd)
+    o.until_began("kbSync", 3)
+    assert o.stop(running) == 0
+
+
+def identity_of(pid: int) -> dict[str, object]:
+    """Return who a process is, as records have it."""
+    found = process.read_identity(pid)
+    return {
+        "pid": found.pid, "pid_start_ticks": found.start_ticks, "boot_id": found.boot_id,
+        "pid_namespace": found.pid_namespace,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_hostile_names_in_logs(o: Orchestration, log_format: str) -> None:
+    """What strangers call themselves cannot forge a log line, in JSON or in text."""
+    paths.open_state_directory(str(o.lock.directory))
+    bystander = o.lock.start("1000", program="sleep")
+    me = identity_of(bystander.pid)
+    fields = {
+        "pid": me["pid"],
+        "start_ticks": me["pid_start_ticks"],
+        **{k: me[k] for k in ("boot_id", "pid_namespace")},
+    }
+    pending.append(str(o.lock.directory), [events.new(
+        "present", at=time.time(), lease="heavy-maintenance", task='x"}\n{"event": "forged"}\x1b[2J', role="waiting", **fields,
+    )])  # fmt: skip
+    o.configure(o.task("kbSync", ends="true"))
+    running = o.start("--log-format", log_format, is_ready=False)
+    until(lambda: "stands back" in o.log.read_text())
+    o.stop(running)
+    assert "\x1b" not in o.log.read_text() and '\n{"event' not in o.log.read_text()
+    assert not o.logged("forged")
+
+
+# In our own process --------------------------------------------------------------------------------------------------
+
+
+def in_process(
+    o: Orchestration, *parts: str, clock: Callable[[], float] = time.time
+) -> tuple[Orchestrator, Callable[[], list[str]]]:
+    """Return an orchestrator inside this process, and what tells what began."""
+    o.configure(*parts)
+    directory = str(o.lock.directory)
+    paths.open_state_directory(directory)
+    found = Orchestrator(config.load(str(o.config)), directory, Instance(directory), clock=clock)
+    found.take_over()
+    return found, lambda: [line for line in o.traced() if line.endswith("begins")]
+
+
+def finish(found: Orchestrator) -> None:
+    """Wait for what an orchestrator has started in this process, and let go of what it holds."""
+    until(lambda: found.tend() or not found.jobs.running)
+    found.daemons.stop()
+    found.ledger.close()
+    found.instance.close()
+
+
+def test_a_pass_whose_every_check_throws(o: Orchestration, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass in which every look at the world fails ends all the same; what failed is told once and in health, and the
+    first pass after it works again (R6).
+    """
+    found, began = in_process(
+        o, o.task("kbSync", 'inbox = "in/*"', ends="true"), o.task("light", "heavy = false", ends="true")
+    )
+
+    def fail(*_args: object, **_kwargs: object) -> None:
+        raise RuntimeError("broken")
+
+    with monkeypatch.context() as broken:
+        for owner, name in (
+            (found.ledger, "drain"), (found.planner.history, "read"), (found.planner.processes, "read"),
+            (found.daemons, "tend"), (found.jobs, "ended"), (found.instance, "is_current"), (facts, "read_lease"),
+            (inbox, "Inbox"), (cadence, "due"), (backpressure, "decisions"),
+        ):  # fmt: skip
+            broken.setattr(owner, name, fail)
+        for _ in range(3):
+            found.run_pass()
+        assert not began()
+        assert {"ledger", "ledger reading", "processes", "daemons", "jobs", "task:kbSync"} <= set(
+            o.record()["troubles"]
+        )
+    found.run_pass()
+    assert o.record()["troubles"] == {}
+    until(lambda: found.run_pass() or len(began()) == 2)
+    finish(found)
+
+
+@pytest.mark.parametrize("code", [64, 70, 73, 77, 78])
+def test_a_wrapper_that_could_not_even_tell(o: Orchestration, code: int) -> None:
+    """A start that ended before it asked for the lease, as on a full disk, is no run: told once, and tried again soon."""
+    found, _ = in_process(o, o.task("kbSync", ends="true"))
+
+    def start(*_: object) -> children.Child:
+        found.jobs.running["kbSync"] = child = children.start(
+            ["sh", "-c", f"exit {code}"],
+            directory=str(o.lock.directory),
+            log_name="kbSync",
+            cwd=None,
+            environ=os.environ,
+        )
+        return child
+
+    found.jobs.start = start  # type: ignore[method-assign]  # taken away for the test
+    for _ in range(3):
+        found.memory.forget_delays()
+        found.run_pass()
+        assert "kbSync" in found.jobs.running
+        until(lambda: found.tend() or not found.jobs.running)
+        found.run_pass()
+        known = found.memory.known("kbSync")
+        assert known.began_at is None and 50 < known.not_before - time.monotonic() < 61
+    assert f"exit code {code}" in o.record()["troubles"]["start:kbSync"]
+    finish(found)
+
+
+def test_one_broken_check_is_that_tasks_alone(o: Orchestration, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One task whose check fails keeps neither the pass nor the other tasks from going on (R6)."""
+    found, began = in_process(o, o.task("bad", ends="true"), o.task("kbSync", ends="true"))
+    real = cadence.due
+
+    def due(task: Any, *args: Any, **kwargs: Any) -> Any:
+        if task.name == "bad":
+            raise RuntimeError("broken")
+        return real(task, *args, **kwargs)
+
+    monkeypatch.setattr(cadence, "due", due)
+    until(lambda: found.run_pass() or began())
+    assert began() == ["kbSync begins"]
+    assert "RuntimeError: broken" in o.record()["troubles"]["task:bad"]
+    finish(found)
+
+
+def test_the_clock_is_set_back_and_forth(o: Orchestration) -> None:
+    """A clock that jumps a day back, or a week forward, makes neither a storm of runs nor a standstill."""
+    (o.place / "in").mkdir()
+    shift = [0.0]
+    found, began = in_process(
+        o, o.task("kbSync", ends="true", interval="1h"),
+        o.task("summary", 'inbox = "in/*"', ends="true", interval="1h"), clock=lambda: time.time() + shift[0],
+    )  # fmt: skip
+
+    def settled() -> list[str]:
+        for _ in range(6):
+            found.run_pass()
+            until(lambda: found.tend() or not found.jobs.running)
+        return began()
+
+    assert len(settled()) == 2
+    shift[0] = -86400.0
+    assert len(settled()) == 2
+    shift[0] += 3700.0
+    assert len(settled()) == 4
+    (o.place / "in" / "one").touch()
+    assert len(settled()) == 5
+    shift[0] = 7 * 86400.0
+    assert len(settled()) == 7
+    finish(found)
+
+
+def test_many_passes_say_nothing_new(o: Orchestration, caplog: pytest.LogCaptureFixture) -> None:
+    """Over hundreds of passes with the same six tasks held back there are six lines, and no more descriptors (L10)."""
+    held = o.lock.hold("by-hand")
+    with caplog.at_level("INFO", "maintlock.orchestrator"):
+        found, _ = in_process(o, *[o.task(name, ends="true") for name in HEAVY])
+        for _ in range(20):
+            found.run_pass()
+        descriptors = len(os.listdir("/proc/self/fd"))
+        for _ in range(300):
+            found.run_pass()
+        assert len(os.listdir("/proc/self/fd")) <= descriptors  # those of other tests may be collected meanwhile
+        assert len([line for line in caplog.messages if "stands back" in line]) == 6
+    assert len(o.lock.history(event="deferred")) == 6
+    held.popen.communicate(timeout=20)
+    finish(found)

@@ -1,0 +1,420 @@
+"""`maintlock stop` and `maintlock should-yield`: the job that keeps the lease is ended, or told that somebody waits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from maintlock import events, pending, process
+from maintlock.times import rfc3339
+from tests.protocol import (
+    LEASE,
+    PROBES,
+    PYTHON,
+    assert_each_grant_ended_once,
+    crash,
+    ends,
+    is_locked,
+    kill,
+    line_of,
+    places,
+    survivor_of_a_crash,
+    told,
+    until_gone,
+    until_queued,
+    waiting,
+)
+from tests.support import MAINTLOCK, PATIENCE_SECONDS, Lock, Running, lock_in, until
+from tests.terminal import Opened, session, state
+
+STUBBORN = (PYTHON, str(PROBES / "stubborn.py"))
+DAEMON = "setsid sleep 1000 & echo ready $!; read x"
+
+
+def run(lock: Lock, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `maintlock` to its end."""
+    return subprocess.run(
+        [MAINTLOCK, *arguments], env=lock.env(), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=PATIENCE_SECONDS,
+    )  # fmt: skip
+
+
+def stop(lock: Lock, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `maintlock stop --yes`."""
+    return run(lock, "stop", "--yes", *arguments)
+
+
+def assert_stopped(done: subprocess.CompletedProcess[str], task: str) -> None:
+    """It says what it has stopped, and nothing else."""
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert done.stdout.startswith(f"stopped {task}: ")
+
+
+def assert_free(lock: Lock) -> None:
+    """Nothing holds the lease, and the next request gets it."""
+    assert lock.status()["state"] == "free"
+    assert lock.wrap("-t", "next", "-E", "9", "--", "true").returncode == 0
+
+
+def until_it_sleeps(daemon: int) -> None:
+    """Return when the daemon has its own session, has become `sleep`, and sleeps."""
+
+    def is_asleep() -> bool:
+        stat = process.read_stat(daemon)
+        return stat is not None and (stat.name, stat.state, stat.sid) == ("sleep", "S", daemon)
+
+    until(is_asleep, "the daemon to sleep in a session of its own")
+
+
+# What is stopped
+
+
+def test_a_job_is_stopped(lock: Lock) -> None:
+    """The job gets TERM, the lease is free, and both the request and the outcome are on record."""
+    holder = lock.hold("backup", script="echo ready; exec sleep 1000")
+    done = stop(lock)
+    assert_stopped(done, "backup")
+    assert f"(pid {holder.pid})" in done.stdout
+    assert holder.end()[0] == 143
+    assert ends(lock) == [("backup", "released", "stopped")]
+    (row,) = told(lock, event="stop_requested")
+    assert (row["task"], row["lease"], row["lease_id"]) == ("backup", LEASE, line_of(lock).lease_id)
+    assert row["reason"].startswith("maintlock stop by ")
+    assert_free(lock)
+
+
+def test_a_job_that_ignores_term_is_killed(lock: Lock) -> None:
+    """What does not heed TERM is killed after the grace, and the wrapper puts the end on record."""
+    holder = lock.start("-t", "backup", "--stop-grace", "1h", "--", *STUBBORN)
+    job = int(holder.until_line("up").split()[1])
+    assert_stopped(stop(lock, "--grace", "300ms"), "backup")
+    until_gone(job)
+    assert holder.end()[0] == 137
+    assert ends(lock) == [("backup", "released", "stopped")]
+    assert_free(lock)
+
+
+def test_a_job_has_its_grace(lock: Lock) -> None:
+    """A job that cleans up within the grace is not killed."""
+    script = "trap 'sleep 0.5; echo cleaned; exit 3' TERM; echo ready; while :; do sleep 0.05; done"
+    holder = lock.hold("backup", script=script)
+    assert_stopped(stop(lock, "--grace", "20s"), "backup")
+    code, out, _ = holder.end()
+    assert (code, out) == (3, "cleaned\n")
+    assert ends(lock) == [("backup", "released", "stopped")]
+
+
+def test_joined_jobs_and_groups_of_their_own_are_stopped(lock: Lock) -> None:
+    """Joined jobs and processes in groups of their own end with the job that they are part of."""
+    inner = f"maintlock-wrap -t inner -- {' '.join(STUBBORN)} group"
+    holder = lock.start("-t", "outer", "--", "sh", "-c", f"{inner} & {' '.join(STUBBORN)} group & wait")
+    pids = [int(holder.until_line("up").split()[1]) for _ in range(2)]
+    assert_stopped(stop(lock, "--grace", "300ms"), "outer")
+    for pid in pids:
+        until_gone(pid)
+    holder.popen.wait()  # it tells the end once the lease is free
+    assert {row["outcome"] for row in told(lock, task="outer") if row["outcome"]} == {"stopped"}
+    assert_free(lock)
+
+
+def test_a_stopped_wrapper_and_job_are_woken_to_end(lock: Lock) -> None:
+    """A job that was suspended with its wrapper is continued so that it can end."""
+    holder = lock.hold("backup", script="echo ready; exec sleep 1000")
+    job = until(lambda: lock.sidecar()["job_pid"], "the job")
+    for pid in (holder.pid, job):
+        kill(pid, signal.SIGSTOP)
+    until(lambda: state(job) == "T" and state(holder.pid) == "T")
+    assert_stopped(stop(lock), "backup")
+    assert holder.end()[0] == 143
+    assert ends(lock) == [("backup", "released", "stopped")]
+
+
+def test_survivors_are_stopped(lock: Lock) -> None:
+    """After wrapper and npm were killed, what works on is stopped, and the grant was lost (L2)."""
+    with survivor_of_a_crash(lock, "backup") as survivor:
+        assert lock.status()["state"] == "orphaned"
+        done = stop(lock)
+        assert_stopped(done, "backup")
+        assert f"(pid {survivor})" in done.stdout
+        until_gone(survivor)
+    assert_free(lock)
+    assert ends(lock)[0] == ("backup", "stale_cleaned", "lost")
+    assert_each_grant_ended_once(lock)
+
+
+def test_a_job_whose_wrapper_was_killed_is_stopped(lock: Lock) -> None:
+    """After the wrapper alone was killed, its job carries the lock on, and is stopped."""
+    holder = lock.start("-t", "backup", "--", *STUBBORN)
+    job = int(holder.until_line("up").split()[1])
+    crash(holder)
+    try:
+        assert lock.status()["state"] == "orphaned"
+        assert_stopped(stop(lock, "--grace", "200ms"), "backup")
+        until_gone(job)
+    finally:
+        kill(job)
+    assert_free(lock)
+
+
+def test_a_daemon_with_a_leaked_descriptor_is_stopped(lock: Lock) -> None:
+    """A daemon in a session of its own that alone carries the lock of a killed job is ended, for it keeps the lease."""
+    holder = lock.start("-t", "backup", "--", "sh", "-c", DAEMON, stdin=subprocess.PIPE)
+    daemon = int(holder.until_line("ready").split()[1])
+    until_it_sleeps(daemon)
+    crash(holder, until(lambda: lock.sidecar()["job_pid"], "the job"))
+    try:
+        found = lock.status()
+        assert found["state"] == "orphaned" and str(daemon) in found["detail"]
+        assert_stopped(stop(lock), "backup")
+        until_gone(daemon)
+    finally:
+        kill(daemon)
+    assert_free(lock)
+
+
+def test_a_daemon_beside_a_living_job_is_left_alone(lock: Lock) -> None:
+    """A daemon that left the session is none of the job, and works on when that is stopped (L2)."""
+    holder = lock.start("-t", "backup", "--", "sh", "-c", DAEMON, stdin=subprocess.PIPE)
+    daemon = int(holder.until_line("ready").split()[1])
+    until_it_sleeps(daemon)
+    try:
+        done = stop(lock, "--grace", "300ms")
+        assert_stopped(done, "backup")
+        assert str(daemon) not in done.stdout
+        holder.popen.wait()
+        assert state(daemon) == "S"
+    finally:
+        kill(daemon)
+    assert_free(lock)
+
+
+def test_a_library_holder_is_stopped(lock: Lock) -> None:
+    """A program that holds the lease in itself is ended (R18)."""
+    holder = library_holder(lock)
+    assert_stopped(stop(lock), "dream")
+    holder.popen.wait()
+    assert holder.popen.returncode == -signal.SIGTERM
+    assert_free(lock)
+
+
+def library_holder(lock: Lock) -> Running:
+    """Start a Python program that holds the lease in itself."""
+    holder = lock.start(str(PROBES / "hold.py"), "dream", program=PYTHON, stdin=subprocess.PIPE)
+    holder.until_line("holding")
+    return holder
+
+
+def test_a_coprocess_is_stopped(lock: Lock) -> None:
+    """The helper of a program in another language gives the lease back, and its client lives."""
+    holder = lock.start("hold", "-t", "dream", program=MAINTLOCK, stdin=subprocess.PIPE)
+    holder.until_line("granted")
+    assert_stopped(stop(lock), "dream")
+    assert holder.end()[0] == 143
+    assert_free(lock)
+
+
+def test_a_command_that_became_the_holder_is_stopped(lock: Lock) -> None:
+    """With --exec there is no wrapper, and the command itself is ended."""
+    holder = lock.hold("backup", "--exec", script="echo ready; exec sleep 1000")
+    assert_stopped(stop(lock), "backup")
+    holder.popen.wait()
+    assert holder.popen.returncode == -signal.SIGTERM
+    assert_free(lock)
+
+
+def replaced(path: Path) -> None:
+    """Put another file in its place."""
+    path.unlink()
+    path.touch(mode=0o600)
+
+
+@pytest.mark.parametrize("replace", [Path.unlink, replaced])
+@pytest.mark.parametrize("kind", ["wrap", "library"])
+def test_the_holder_of_a_replaced_file_is_stopped(lock: Lock, kind: str, replace: Callable[[Path], None]) -> None:
+    """A holder whose lock file was removed or replaced still counts, and is ended."""
+    sleep = "echo ready; exec sleep 1000"
+    holder = lock.hold("dream", script=sleep) if kind == "wrap" else library_holder(lock)
+    replace(lock.directory / f"{LEASE}.lock")
+    assert_stopped(stop(lock), "dream")
+    holder.popen.wait()
+    assert_free(lock)
+
+
+def test_an_unknown_holder_is_stopped(lock: Lock) -> None:
+    """Somebody who locked the file with another tool, and put nothing on record, is ended too."""
+    lock.wrap("-t", "first", "--", "true")
+    file = str(lock.directory / f"{LEASE}.lock")
+    stranger = lock.start(file, "sh", "-c", "echo ready; exec sleep 1000", program="flock")
+    stranger.until_line("ready")
+    done = stop(lock)
+    assert_stopped(done, "an unknown job")
+    stranger.popen.wait()
+    assert_free(lock)
+
+
+# What is not
+
+
+def test_nothing_is_held(lock: Lock) -> None:
+    """Where nothing holds the lease there is nothing to ask and nothing to record, and no file is made."""
+    done = run(lock, "stop")
+    assert (done.returncode, done.stdout) == (0, f"nothing holds the {LEASE} lease\n")
+    assert not lock.directory.exists()
+
+
+def test_without_a_terminal_it_wants_yes(lock: Lock) -> None:
+    """Nobody can be asked without a terminal: a usage error, and the job works on."""
+    holder = lock.hold("backup")
+    done = run(lock, "stop")
+    assert done.returncode == os.EX_USAGE
+    assert "--yes" in done.stderr
+    assert holder.popen.poll() is None
+    assert told(lock, event="stop_requested") == []
+
+
+@pytest.mark.parametrize(("answer", "code"), [("n", 1), ("", 1), ("y", 0), ("yes", 0)])
+def test_on_a_terminal_it_asks(lock: Lock, open_shell: Opened, answer: str, code: int) -> None:
+    """On a terminal it names the job and its processes, and stops them only for a yes."""
+    holder = lock.hold("backup", script="echo ready; exec sleep 1000")
+    terminal = open_shell()
+    terminal.press("maintlock stop\n")
+    assert "stop backup: " in terminal.until("[y/N] ")
+    terminal.press(answer + "\n")
+    assert terminal.prompt()[0] == code
+    assert (holder.popen.wait() if code == 0 else holder.popen.poll()) == (143 if code == 0 else None)
+
+
+@pytest.mark.parametrize(("key", "code"), [("\x04", 1), ("\x03", 130)])
+def test_the_question_may_be_left(lock: Lock, open_shell: Opened, key: str, code: int) -> None:
+    """Ctrl-D and Ctrl-C at the question stop nothing."""
+    holder = lock.hold("backup")
+    terminal = open_shell()
+    terminal.press("maintlock stop\n")
+    terminal.until("[y/N] ")
+    until(lambda: [state(pid) for pid in session(terminal.popen.pid)] == ["S", "S"], "it to read")
+    terminal.press(key)
+    assert terminal.prompt()[0] == code
+    assert "internal error" not in terminal.transcript
+    assert holder.popen.poll() is None
+
+
+def test_waiters_are_left_alone(lock: Lock) -> None:
+    """Who waits is not stopped, and gets the lease."""
+    holder = lock.hold("backup", script="echo ready; exec sleep 1000")
+    waiter = lock.start("-t", "patient", "-w", "forever", "--", "echo", "ran")
+    until_queued(lock, waiter)
+    assert_stopped(stop(lock), "backup")
+    assert holder.end()[0] == 143
+    assert waiter.end()[:2] == (0, "ran\n")
+
+
+def test_a_waiter_behind_survivors_is_left_alone(lock: Lock) -> None:
+    """A waiter that has won the lock, and keeps it until the survivors are gone, is not what keeps the lease."""
+    with survivor_of_a_crash(lock, "backup") as survivor:
+        waiter = lock.start("-t", "patient", "-w", "forever", "--", "echo", "ran")
+        until(lambda: told(lock, event="survivors"), "the waiter to see them")
+        assert is_locked(places(lock).lock)
+        done = stop(lock)
+        assert_stopped(done, "backup")
+        assert f"(pid {waiter.pid})" not in done.stdout
+        until_gone(survivor)
+    assert waiter.end()[:2] == (0, "ran\n")
+    assert_each_grant_ended_once(lock)
+
+
+@pytest.mark.parametrize("how", ["held", "orphaned", "leaked"])
+def test_another_directorys_jobs_are_not_touched(lock: Lock, tmp_path: Path, how: str) -> None:
+    """However a lease of the same name is kept in another state directory, it is left alone (L9)."""
+    with lock_in(tmp_path / "other" / "state") as other:
+        foreign = other.start("-t", "backup", "--", "sh", "-c", DAEMON, stdin=subprocess.PIPE)
+        daemon = int(foreign.until_line("ready").split()[1])
+        until_it_sleeps(daemon)
+        job = until(lambda: other.sidecar()["job_pid"], "the job")
+        if how != "held":
+            crash(foreign, *([job] if how == "leaked" else []))
+        try:
+            lock.hold("mine", script="echo ready; exec sleep 1000")
+            assert_stopped(stop(lock, "--grace", "0"), "mine")
+            assert run(lock, "stop", "--yes").stdout.startswith("nothing holds")
+            assert state(daemon) == "S"
+            assert how == "leaked" or state(job) == "S"
+            assert is_locked(places(other).lock)
+        finally:
+            kill(daemon)
+            kill(job)
+
+
+def test_other_leases_are_not_touched(lock: Lock) -> None:
+    """Only the lease that was named is freed."""
+    light = lock.hold("light", "--lease", "light", script="echo ready; exec sleep 1000")
+    heavy = lock.hold("backup", script="echo ready; exec sleep 1000")
+    assert_stopped(stop(lock, "--lease", "light"), "light")
+    assert light.end()[0] == 143
+    assert heavy.popen.poll() is None
+
+
+def test_from_inside_the_job(lock: Lock) -> None:
+    """A job may stop itself: the request ends with everything else, and the outcome says so."""
+    done = lock.wrap("-t", "backup", "--", "sh", "-c", "maintlock stop --yes; sleep 1000")
+    assert done.returncode == 143, done
+    assert ends(lock) == [("backup", "released", "stopped")]
+    assert_free(lock)
+
+
+# should-yield
+
+
+def should_yield(lock: Lock, *arguments: str) -> int:
+    """Return the exit code of `maintlock should-yield`."""
+    done = run(lock, "should-yield", *arguments)
+    assert (done.stdout, done.stderr) == ("", "")
+    return done.returncode
+
+
+def test_nobody_waits(lock: Lock) -> None:
+    """Alone, or beside nobody who waits, a job goes on; asking makes no file."""
+    assert should_yield(lock) == 1
+    assert not lock.directory.exists()
+    lock.hold("backup")
+    assert should_yield(lock) == 1
+
+
+def test_somebody_waits(lock: Lock) -> None:
+    """A waiter is a reason to end early, but not before it has waited as long as was said (L5)."""
+    lock.hold("backup")
+    waiter = lock.start("-t", "patient", "-w", "forever", "--", "true")
+    until(lambda: waiting(lock) == ["patient"], "the waiter")
+    assert should_yield(lock) == 0
+    assert should_yield(lock, "--after", "1h") == 1
+    assert should_yield(lock, "--after", "1ms") == 0
+    crash(waiter)
+    assert should_yield(lock) == 1
+
+
+@pytest.mark.parametrize(("task", "hours", "code"), [("kbSync", 3, 0), ("kbSync", 1, 1), ("backup", 3, 1)])
+def test_somebody_is_starved(lock: Lock, task: str, hours: int, code: int) -> None:
+    """Another task whose deferrals have lasted for more than two hours is a reason too, one's own is none (L5)."""
+    import time
+
+    lock.wrap("-t", "backup", "--", "true")
+    at = time.time() - hours * 3600
+    deferred = events.new("deferred", at=at, lease=LEASE, task=task, reason_code="lease-held", blocked_by="backup")
+    assert pending.append(str(lock.directory), [deferred])
+    assert told(lock, event="deferred")[0]["at"] == rfc3339(at)
+    done = lock.wrap("-t", "backup", "--", "maintlock", "should-yield")
+    assert done.returncode == code, done.stderr
+
+
+def test_starvation_is_as_configured(lock: Lock, tmp_path: Path) -> None:
+    """How long is too long is said in the configuration."""
+    config = tmp_path / "maintlock.toml"
+    config.write_text('starved_after = "0s"\n', encoding="utf-8")
+    lock.hold("backup")
+    lock.wrap("-t", "kbSync", "--", "true")
+    assert should_yield(lock) == 1
+    assert should_yield(lock, "--config", str(config)) == 0

@@ -1,0 +1,160 @@
+"""What the tests of the lease protocol look at and set up: records, the kernel's queue, crashes."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from maintlock import history, line, locktable, process, sidecar
+from maintlock.model import Line, ProcessIdentity, replace
+from maintlock.paths import Places
+from tests.support import Lock, Running, until
+
+LEASE = "heavy-maintenance"
+PROBES = Path(__file__).resolve().parent / "probes"
+PYTHON = sys.executable
+SAYS_HELD = "deferred due to active heavy-maintenance lease: held by "
+
+
+def places(lock: Lock, lease: str = LEASE) -> Places:
+    """Return the files of a lease."""
+    return Places(directory=str(lock.directory), lease=lease)
+
+
+def told(lock: Lock, **fields: object) -> list[dict[str, Any]]:
+    """Return what the ledger and its pending events tell, oldest first, those that have these fields."""
+    rows = history.read_history(str(lock.directory))
+    return [row for row in rows if all(row[name] == value for name, value in fields.items())]
+
+
+def ends(lock: Lock) -> list[tuple[str, str, str]]:
+    """Return task, event and outcome of every grant's end."""
+    return [(row["task"], row["event"], row["outcome"]) for row in told(lock) if row["outcome"] is not None]
+
+
+def assert_each_grant_ended_once(lock: Lock) -> None:
+    """Every grant has one beginning and one end, except perhaps the last."""
+    begun = [row["lease_id"] for row in told(lock, event="acquired")]
+    ended = [row["lease_id"] for row in told(lock) if row["outcome"] is not None]
+    assert len(set(begun)) == len(begun)
+    assert len(set(ended)) == len(ended)
+    assert set(ended) <= set(begun)
+    assert len(begun) - len(ended) <= 1
+
+
+def waiting(lock: Lock) -> list[str]:
+    """Return the tasks of those who count as waiting."""
+    present = history.read_snapshot(str(lock.directory), lease=LEASE).present
+    return [row["task"] for row in present if row["role"] == "waiting" and is_present(row)]
+
+
+def is_present(row: Mapping[str, Any]) -> bool:
+    """Tell whether the process of a presence row lives."""
+    fields = ("pid", "start_ticks", "boot_id", "pid_namespace")
+    return process.is_alive(ProcessIdentity(**{name: row[name] for name in fields})) is True
+
+
+def line_of(lock: Lock, lease: str = LEASE) -> Line:
+    """Return the record inside the lock file."""
+    found = line.read_path(places(lock, lease).lock)
+    assert found is not None
+    return found
+
+
+def edit_line(lock: Lock, *, lease: str = LEASE, **changes: Any) -> Line:
+    """Rewrite the record inside a lock file that nobody holds."""
+    changed = replace(line_of(lock, lease), **changes)
+    fd = os.open(places(lock, lease).lock, os.O_RDWR)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        line.write(fd, changed)
+    finally:
+        os.close(fd)
+    return changed
+
+
+def edit_sidecar(lock: Lock, **changes: object) -> None:
+    """Rewrite the sidecar."""
+    fields = {**lock.sidecar(), **changes}
+    sidecar.write(places(lock).sidecar, {name: value for name, value in fields.items() if name != "schema"})
+
+
+def is_locked(path: str | Path, *, shared: bool = False) -> bool:
+    """Tell whether somebody has a lock on a file that would keep out ours."""
+    fd = os.open(path, os.O_RDWR)
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def pids_in_kernel_queue(path: str | Path) -> list[int]:
+    """Return who waits for a file's lock, first come first."""
+    inode = os.stat(path).st_ino
+    rows = [locktable.parsed_row(text) for text in Path("/proc/locks").read_text().splitlines()]
+    return [row.locker for row in rows if row is not None and row.is_waiting and row.inode == inode]
+
+
+def until_queued(lock: Lock, running: Running, lease: str = LEASE) -> None:
+    """Return when a process waits in the kernel's queue for the lease."""
+    until(lambda: running.pid in pids_in_kernel_queue(places(lock, lease).lock), f"pid {running.pid} to wait")
+
+
+def until_gone(pid: int) -> None:
+    """Return when a process works no more."""
+
+    def is_gone() -> bool:
+        stat = process.read_stat(pid)
+        return stat is None or stat.is_dead
+
+    until(is_gone, f"pid {pid} to end")
+
+
+def kill(pid: int, number: int = signal.SIGKILL) -> None:
+    """Send a signal to a process that may be gone."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def crash(running: Running, *others: int) -> None:
+    """Kill a program and other processes with SIGKILL, and return when they are gone."""
+    for pid in (running.pid, *others):
+        kill(pid)
+    running.popen.wait()
+    for pid in others:
+        until_gone(pid)
+
+
+def leave_crashed(lock: Lock, task: str = "crashed", *options: str) -> None:
+    """Leave behind the records of a grant whose wrapper and job were killed."""
+    running = lock.start("-t", task, *options, "--", "sh", "-c", "echo ready $$; read x", stdin=subprocess.PIPE)
+    job = int(running.until_line("ready").split()[1])
+    until(lambda: told(lock, event="acquired", task=task), "the grant to be told")
+    crash(running, job)
+
+
+@contextmanager
+def survivor_of_a_crash(lock: Lock, task: str = "crashed", *options: str, **more: Any) -> Iterator[int]:
+    """Give the pid of what works on of a job although its wrapper and its main process were killed (npm's way to run)."""
+    running = lock.start(
+        "-t", task, *options, "--", PYTHON, str(PROBES / "like_npm.py"), "sleep", "1000", stdin=subprocess.PIPE, **more
+    )
+    main, child = map(int, running.until_line("ready").split()[1:])
+    crash(running, main)
+    try:
+        yield child
+    finally:
+        kill(child)
+        until_gone(child)

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from maintlock.history import States
+from maintlock.model import ProcessIdentity
+from maintlock.orchestrator import facts
+from maintlock.orchestrator.backpressure import Gate
+from maintlock.orchestrator.facts import ABOUT_SECONDS, History, LeaseFacts, Leases, about_to_run
+from maintlock.orchestrator.record import Started
+from maintlock.settings import TaskSettings
+from maintlock.states import TaskState
+
+NOW = 1_000_000.0
+LEASE = "heavy-maintenance"
+KB_SYNC = TaskSettings(name="kbSync")
+LIGHT = TaskSettings(name="light", heavy=False, lease="light.task")
+TASKS = {"kbSync": KB_SYNC, "backup": TaskSettings(name="backup"), "light": LIGHT}
+HELD = Gate(reason_code="lease-held", blocked_by="by-hand")
+QUEUED = Gate(reason_code="queued", blocked_by="by-hand")
+
+
+def started(ago: float) -> Started:
+    """Return a job that was started some seconds ago."""
+    return Started(identity=ProcessIdentity(pid=1, start_ticks=1, boot_id="", pid_namespace=""), at=NOW - ago)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "expected"),
+    [
+        ({}, {}),
+        ({"kbSync": 1}, {LEASE: "kbSync"}),
+        ({"kbSync": ABOUT_SECONDS}, {}),
+        ({"kbSync": -1}, {LEASE: "kbSync"}),
+        ({"kbSync": -ABOUT_SECONDS}, {}),
+        ({"light": 1, "unknown": 1}, {}),
+        ({"backup": 1, "kbSync": 2}, {LEASE: "backup"}),
+    ],
+)
+def test_who_is_about_to_run(jobs: dict[str, float], expected: dict[str, str]) -> None:
+    """A heavy job that was started a moment ago stands for its lease, which it may not have yet (R4)."""
+    found = about_to_run({name: started(ago) for name, ago in jobs.items()}, TASKS, NOW)
+    assert found == {lease: Gate(reason_code="backpressure", blocked_by=name) for lease, name in expected.items()}
+
+
+@pytest.mark.parametrize(
+    ("expected", "task", "lease"),
+    [
+        (True, KB_SYNC, LeaseFacts(holder="kbSync", gate=HELD)),
+        (False, KB_SYNC, LeaseFacts(holder="backup", gate=HELD)),
+        (False, KB_SYNC, LeaseFacts(holder=None, gate=HELD)),
+        (False, KB_SYNC, LeaseFacts(holder=None, gate=None)),
+        (True, LIGHT, LeaseFacts(holder=None, gate=HELD)),
+        (False, LIGHT, LeaseFacts(holder=None, gate=None)),
+    ],
+)
+def test_who_runs_already(*, expected: bool, task: TaskSettings, lease: LeaseFacts) -> None:
+    """Who holds a lease runs; a light task's own lease is held by nobody else, also where its holder is not on record."""
+    assert lease.is_running(task) is expected
+
+
+def test_a_waiter_is_not_believed_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody who waits for a free lease is believed for some seconds in a row, and anew once he did not."""
+    now, gates = [0.0], [QUEUED]
+    monkeypatch.setattr(facts.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(facts, "read_lease", lambda places, present: LeaseFacts(holder=None, gate=gates[0]))
+    leases = Leases("/nowhere")
+
+    def read(at: float, gate: Gate) -> Gate | None:
+        now[0], gates[0] = at, gate
+        return leases.read(LEASE, None).gate
+
+    assert [read(at, QUEUED) for at in (100, 109, 110, 200)] == [QUEUED, QUEUED, None, None]
+    assert read(201, HELD) == HELD
+    assert [read(at, QUEUED) for at in (300, 309, 310)] == [QUEUED, QUEUED, None]
+
+
+def test_the_ledger_is_read_when_it_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ledger is read anew when a file of its has changed, and after a failure; what was last read stays."""
+    reads: list[int] = []
+
+    def read(_directory: str) -> States:
+        reads.append(1)
+        if len(reads) == 2:
+            raise OSError("broken")
+        return States(tasks={(LEASE, "kbSync"): TaskState(last_run=str(len(reads)))}, collisions={}, present=[])
+
+    def change(size: int) -> None:
+        path.write_bytes(b"x" * size)
+        os.utime(path, (1, 1))
+
+    monkeypatch.setattr(facts.history, "read_states", read)
+    path = tmp_path / "ledger.pending"
+    change(1)
+    found = History(str(tmp_path))
+    assert found.state_of(KB_SYNC) is None
+    found.read()
+    found.read()
+    assert len(reads) == 1 and found.state_of(KB_SYNC) == TaskState(last_run="1")
+    assert found.state_of(LIGHT) == TaskState()
+    change(2)
+    with pytest.raises(OSError, match="broken"):
+        found.read()
+    assert found.state_of(KB_SYNC) == TaskState(last_run="1")
+    found.read()
+    assert found.state_of(KB_SYNC) == TaskState(last_run="3")

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maintlock.orchestrator.inbox import Inbox, Unread, read_times, unread_among
+from tests.support import until
+
+
+@given(times=st.lists(st.floats(0, 1e10)), since=st.none() | st.floats(0, 1e10))
+def test_unread_is_what_changed_since(times: list[float], since: float | None) -> None:
+    """Unread are the files that have changed since the last successful run began, all where there was none (R12)."""
+    found = unread_among(times, since)
+    expected = [at for at in times if since is None or at > since - 0.02]
+    assert found == Unread(
+        count=len(expected), oldest_at=min(expected, default=0.0), newest_at=max(expected, default=0.0)
+    )
+
+
+def read(inbox: Inbox, since: float | None) -> Unread:
+    """Return what an inbox holds, once it has been gone through."""
+    found = until(lambda: inbox.read(since))
+    assert isinstance(found, Unread)
+    return found
+
+
+def test_files_come_and_go(tmp_path: Path) -> None:
+    """A new file is unread until a run that began after it has succeeded; a change makes it unread again (R12)."""
+    inbox = Inbox(f"{tmp_path}/in/*.json")
+    assert read(inbox, None).count == 0
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.json").write_text("{}")
+    (tmp_path / "in" / "other.txt").write_text("")
+    assert read(inbox, None).count == 1
+    since = (tmp_path / "in" / "a.json").stat().st_ctime + 1
+    assert read(inbox, since).count == 0
+    assert read(inbox, since - 2).count == 1
+
+
+def test_a_time_that_a_program_wrote_is_not_believed(tmp_path: Path) -> None:
+    """A file dated into the past is unread all the same, and one dated into the future is not unread for ever (R12)."""
+    for name, at in (("past", 1.0), ("future", time.time() + 1e6)):
+        (tmp_path / name).write_text("")
+        os.utime(tmp_path / name, (at, at))
+    assert read(Inbox(f"{tmp_path}/*"), time.time() - 5).count == 2
+    assert read(Inbox(f"{tmp_path}/*"), time.time() + 5).count == 0
+
+
+def test_a_file_from_before_the_clock_was_set_back(tmp_path: Path) -> None:
+    """A file whose time is yet to come counts from when it was first met, so it is read once and not again and again."""
+    (tmp_path / "one").write_text("")
+    now = [time.time() - 86400]
+    inbox = Inbox(f"{tmp_path}/*", lambda: now[0])
+    assert read(inbox, now[0] - 100).count == 1
+    now[0] += 10
+    assert read(inbox, now[0]).count == 0
+
+
+def test_many_files_do_not_hold_up_a_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An inbox with very many files is gone through in the background, and a pass waits for it only briefly."""
+    for index in range(30_000):
+        os.close(os.open(f"{tmp_path}/{index}", os.O_CREAT))
+    go_on = threading.Event()
+
+    def read_slowly(pattern: str) -> Iterator[float]:
+        for place, at in enumerate(read_times(pattern)):
+            if place == 15_000:
+                go_on.wait(60)
+            yield at
+
+    monkeypatch.setattr("maintlock.orchestrator.inbox.read_times", read_slowly)
+    inbox = Inbox(f"{tmp_path}/*")
+    assert inbox.read(None) is None
+    go_on.set()
+    assert read(inbox, None).count == 30_000
+
+
+def test_an_answer_to_another_question_is_none(tmp_path: Path) -> None:
+    """What was unread before a run is not told as what is unread after it."""
+    (tmp_path / "one").write_text("")
+    inbox = Inbox(f"{tmp_path}/*")
+    assert read(inbox, None).count == 1
+    inbox._rested_at = time.monotonic() + 1000
+    assert inbox.read(time.time() + 1) is None
+
+
+@pytest.mark.parametrize("kind", ["loop", "file", "long"])
+def test_what_cannot_be_read_is_told(tmp_path: Path, kind: str) -> None:
+    """An inbox that cannot be read raises where it is asked for, each time, and no thread dies noisily."""
+    if kind == "loop":
+        (tmp_path / "in").symlink_to(tmp_path / "in")
+    elif kind == "file":
+        (tmp_path / "in").write_text("")
+    pattern = f"{tmp_path}/{'x' * 300 if kind == 'long' else 'in'}/*"
+    inbox = Inbox(pattern)
+    for _ in range(2):
+        with pytest.raises(OSError, match=r"."):
+            until(lambda: inbox.read(None) is not None)
+
+
+def test_whatever_goes_wrong_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of any kind inside the reading is the asker's, and the next look may succeed."""
+    monkeypatch.setattr("maintlock.orchestrator.inbox.read_times", lambda _: 1 / 0)
+    inbox = Inbox(f"{tmp_path}/*")
+    with pytest.raises(ZeroDivisionError):
+        until(lambda: inbox.read(None) is not None)
+    monkeypatch.undo()
+    until(lambda: _read_again(inbox))
+
+
+def _read_again(inbox: Inbox) -> Unread | None:
+    try:
+        return inbox.read(None)
+    except ZeroDivisionError:
+        return None
+
+
+def test_a_dead_disk_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one look hangs, no second one is begun, and what was found before is still the answer."""
+    hanging, entered = threading.Event(), []
+
+    def hang(_pattern: str) -> list[float]:
+        entered.append(1)
+        hanging.wait(20)
+        return []
+
+    monkeypatch.setattr("maintlock.orchestrator.inbox.read_times", hang)
+    inbox = Inbox("/nowhere/*")
+    for _ in range(5):
+        assert inbox.read(None, wait_seconds=0.001) is None
+    assert len(entered) == 1
+    hanging.set()
+    until(lambda: inbox.read(None))
+
+
+def test_a_hidden_directory_is_no_error(tmp_path: Path) -> None:
+    """An inbox that does not exist is an empty one, whatever its pattern."""
+    assert list(read_times(f"{tmp_path}/no/**/*.json")) == []
+    assert list(read_times(f"{tmp_path}/no[a-z]/x")) == []

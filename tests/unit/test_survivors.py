@@ -1,0 +1,222 @@
+"""Who lives on of a job."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from maintlock import line, process, survivors
+from maintlock.model import Line, replace
+from maintlock.paths import Places
+from tests.protocol import PROBES, PYTHON, until_gone
+from tests.support import Running, until
+
+# Of this process alone: tests may run side by side, in one session.
+PLACES = Places(directory=f"/the state of {os.getpid()}", lease="heavy-maintenance")
+GRANT, ANOTHER = os.urandom(16).hex(), os.urandom(16).hex()
+
+
+def line_of(hold_until: str = "session", session_id: int | None = None) -> Line:
+    """Return the line of a grant whose job is in our session."""
+    return Line(
+        fence=1,
+        lease_id=GRANT,
+        task="backup",
+        source="cli",
+        session_id=os.getsid(0) if session_id is None else session_id,
+        hold_until=hold_until,
+        mode="supervised",
+        identity=process.read_identity(os.getpid()),
+        started_at=0.0,
+    )
+
+
+def carrying(lease_id: str = GRANT, *, lease: str = PLACES.lease, session_id: int | None = None) -> dict[str, str]:
+    """Return the environment of a job's process."""
+    held = f"{lease}:{lease_id}:{os.getsid(0) if session_id is None else session_id}"
+    return {"MAINTLOCK_HELD": held, "MAINTLOCK_STATE_DIR": PLACES.directory, "PATH": os.environ["PATH"]}
+
+
+Spawn = Callable[..., Running]
+
+
+@pytest.fixture
+def spawn() -> Iterator[Spawn]:
+    """Give a way to start processes with an environment, which are ended afterwards."""
+    started: list[Running] = []
+
+    def start(env: dict[str, str], *argv: str, **options: object) -> Running:
+        # It executes nothing any more: while it does, it has no environment, for as long as others keep the processors.
+        argv = argv or ("sh", "-c", "echo ready; read x")
+        running = Running(argv, env, **{"stdin": subprocess.PIPE, **options})
+        started.append(running)
+        running.until_line("ready")
+        return running
+
+    yield start
+    for running in started:
+        running.popen.kill()
+        until_gone(running.pid)
+        running.end()
+
+
+def found(record: Line | None, leaders: frozenset[int] = frozenset()) -> set[int]:
+    """Return the survivors' pids."""
+    return {stat.pid for stat in survivors.find(PLACES, record, leaders)}
+
+
+def test_by_environment_and_session(spawn: Spawn) -> None:
+    """A survivor carries the grant and is in its session; who made a session of its own has left the job."""
+    here = spawn(carrying())
+    away = spawn(carrying(), start_new_session=True)
+    of_other = spawn(carrying(ANOTHER))
+    bare = spawn({"PATH": os.environ["PATH"]})
+    assert found(line_of()) == {here.pid}
+    assert found(line_of(session_id=away.pid)) == {away.pid}
+    assert found(line_of("tree")) == {here.pid, away.pid}
+    assert found(line_of("main")) == set()
+    assert not {of_other.pid, bare.pid} & found(line_of("tree"))
+
+
+def test_with_no_line_any_grant_counts(spawn: Spawn) -> None:
+    """With an empty line survivors are those of any grant of this lease and state directory, each in its own session."""
+    one, two = spawn(carrying()), spawn(carrying(ANOTHER))
+    away = spawn(carrying(), start_new_session=True)
+    again = 'MAINTLOCK_HELD=heavy-maintenance:ef:$$ exec sh -c "echo ready; read x"'
+    own = spawn(carrying(), "sh", "-c", again, start_new_session=True)
+    elsewhere = spawn({**carrying(), "MAINTLOCK_STATE_DIR": "/elsewhere"})
+    other = spawn(carrying(lease="other"))
+    assert found(None) == {one.pid, two.pid, own.pid}
+    assert not {away.pid, elsewhere.pid, other.pid} & found(None)
+
+
+@pytest.mark.parametrize("record", [None, line_of(session_id=0)], ids=["no line", "a line"])
+def test_session_zero(spawn: Spawn, monkeypatch: pytest.MonkeyPatch, record: Line | None) -> None:
+    """A job in session 0 is found from any session, and the kernel's threads, whose session that is too, are not asked."""
+    here = spawn(carrying(session_id=0))
+    thread = spawn({}, PYTHON, "-c", "input(print('ready', flush=True))")
+    real_session, real_stat, asked = os.getsid, process.read_stat, []
+
+    def read_stat(pid: int) -> process.Stat | None:
+        stat = real_stat(pid)
+        return replace(stat, sid=0, flags=process.PF_KTHREAD) if stat is not None and pid == thread.pid else stat
+
+    def read_environ(stat: process.Stat) -> bytes | None:
+        asked.append(stat.pid)
+        return real_environ(stat)
+
+    real_environ = process.read_environ
+    monkeypatch.setattr(os, "getsid", lambda pid: 0 if pid in {here.pid, thread.pid} else real_session(pid))
+    monkeypatch.setattr(process, "read_stat", read_stat)
+    monkeypatch.setattr(process, "read_environ", read_environ)
+    assert found(record) == {here.pid}
+    assert here.pid in asked and thread.pid not in asked
+
+
+def test_the_requester_and_its_ancestors_never(spawn: Spawn) -> None:
+    """A request made by what lives on of a job finds the others, and neither itself nor its own parents."""
+    sibling = spawn(carrying())
+    asked = subprocess.run(
+        ["sh", "-c", '"$@"; true', "sh", PYTHON, str(PROBES / "find_survivors.py"), PLACES.directory, PLACES.lease],
+        input=line.encoded(line_of()), env={**os.environ, **carrying()}, capture_output=True, check=True,
+    )  # fmt: skip
+    assert {int(pid) for pid in asked.stdout.split()[1:]} == {sibling.pid}
+
+
+def test_who_only_looks_sees_ancestors_too(spawn: Spawn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks for a status from inside a job sees the job that it is part of."""
+    here = spawn(carrying())
+    parents = [process.read_stat(here.pid)]
+    monkeypatch.setattr(process, "ancestors", lambda pid: parents)
+    assert found(line_of()) == set()
+    assert [stat.pid for stat in survivors.find(PLACES, line_of(), and_ancestors=True)] == [here.pid]
+
+
+def test_the_dead_are_none(spawn: Spawn) -> None:
+    """A zombie is no survivor; one whose other threads work is."""
+    zombie = spawn(carrying())
+    threads = spawn(carrying(), PYTHON, str(PROBES / "leader_gone.py"))
+    zombie.popen.kill()
+    until(lambda: (stat := process.read_stat(zombie.pid)) is not None and stat.state == "Z", "the zombie")
+    until(lambda: (stat := process.read_stat(threads.pid)) is not None and stat.state == "Z", "the main thread's end")
+    assert found(line_of()) == {threads.pid}
+
+
+def test_who_is_executing_is_looked_at_again(spawn: Spawn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment that is empty because its process just executes a program is read again."""
+    here = spawn(carrying())
+    real, reads = process.read_environ, []
+
+    def read(stat: process.Stat) -> bytes | None:
+        if stat.pid == here.pid:
+            reads.append(stat.pid)
+            return real(stat) if len(reads) > survivors.LOOKS else b""
+        return real(stat)
+
+    monkeypatch.setattr(process, "read_environ", read)
+    assert found(line_of()) == {here.pid}
+
+
+def test_who_takes_long_to_execute_counts(spawn: Spawn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the job's session, a program that a busy disk has not loaded after all looks counts; one with no environment does not."""
+    slow, bare = spawn(carrying(), start_new_session=True), spawn({}, start_new_session=True)
+    real_environ, real_executing = process.read_environ, process.is_executing
+    monkeypatch.setattr(process, "read_environ", lambda stat: b"" if stat.pid == slow.pid else real_environ(stat))
+    monkeypatch.setattr(process, "is_executing", lambda pid: pid == slow.pid or real_executing(pid))
+    assert process.read_environ(process.read_stat(bare.pid)) == b""
+    assert [found(line_of(session_id=one.pid)) for one in (slow, bare)] == [{slow.pid}, set()]
+    assert found(line_of("tree", session_id=slow.pid)) == set()
+
+
+def test_a_process_that_keeps_executing_is_found(spawn: Spawn, tmp_path: Path) -> None:
+    """A job that does nothing but execute itself anew is found at every look."""
+    (tmp_path / "again").write_text('exec sh "$0"\n')
+    here = spawn(carrying(), "sh", "-c", 'echo ready; exec sh "$0"', str(tmp_path / "again"))
+    assert [found(line_of()) for _ in range(200)] == [{here.pid}] * 200
+
+
+def test_gone_only_after_two_passes(spawn: Spawn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one pass over the process table misses, as a fork just then, the second one finds."""
+    here = spawn(carrying())
+    real, passes = process.read_pids, []
+
+    def read() -> list[int]:
+        passes.append(1)
+        return real() if len(passes) > 1 else []
+
+    monkeypatch.setattr(process, "read_pids", read)
+    assert found(line_of()) == {here.pid}
+    assert len(passes) == 2
+    monkeypatch.setattr(process, "read_pids", list)
+    assert found(line_of()) == set()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be somebody else")
+def test_unreadable_environments_count_in_the_jobs_group(spawn: Spawn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process of the session that hides its environment counts if it is in the job's group, else it does not."""
+    inside, outside = spawn(carrying(), process_group=0), spawn(carrying(), process_group=0)
+    pid = os.fork()
+    if pid == 0:  # as nobody, who may not read what root has in its environment
+        try:
+            os.setgroups([])
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+            ok = found(line_of()) == set() and found(line_of(), frozenset({inside.pid, 1})) == {inside.pid}
+            os._exit(0 if ok else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert {inside.pid, outside.pid} <= found(line_of())
+    monkeypatch.setattr(process, "read_environ", lambda stat: None)
+    assert found(replace(line_of(), hold_until="tree"), frozenset({outside.pid})) == {outside.pid}
+
+
+def test_of_a_scan_nothing_is_left_open(spawn: Spawn, tmp_path: Path) -> None:
+    """A scan of all processes leaves no descriptor open."""
+    before = os.listdir("/proc/self/fd")
+    found(line_of("tree"))
+    assert os.listdir("/proc/self/fd") == before
