@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from operator import itemgetter
-from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 from maintlock import pending
@@ -186,6 +185,8 @@ def typical_seconds(directory: str, lease: str, task: str) -> float | None:
         for at, held in ((as_seconds(at), as_seconds(held)) for at, held in rows)
         if at is not None and held is not None
     ]
+    from statistics import median  # takes as long to import as SQLite, and few ask for this
+
     newest = sorted(holds)[-RECENT_HOLDS:]
     return median(held for _, held in newest) if newest else None
 
