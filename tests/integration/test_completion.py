@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ npm_script = "ai:sync-kb"
 [tasks.backup]
 """
 COMPLETE = """\
-eval "$(maintlock completion bash)"
+. "$0"
 COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMPREPLY=()
 _maintlock
 printf '%s\\n' "${COMPREPLY[@]}"
@@ -43,15 +43,31 @@ def script(lock: Lock, shell: str) -> str:
     return done.stdout
 
 
-def completed(lock: Lock, project: Path, *words: str, **env: str) -> list[str]:
-    """Return what bash completes: `words` is the command line as bash cuts it up, the last word the one to complete."""
-    done = subprocess.run(
-        ["bash", "--norc", "-c", COMPLETE, "bash", *words], cwd=project, env=lock.env(**env), capture_output=True,
-        text=True, timeout=60,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return list(dict.fromkeys(done.stdout.split()))  # PATH may name a directory twice
+@pytest.fixture(scope="module")
+def bash_script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the script for bash in a file."""
+    path = tmp_path_factory.mktemp("completion") / "maintlock.bash"
+    done = subprocess.run([MAINTLOCK, "completion", "bash"], capture_output=True, text=True, timeout=60, check=True)
+    path.write_text(done.stdout, encoding="utf-8")
+    return path
+
+
+Completed = Callable[..., list[str]]
+
+
+@pytest.fixture
+def completed(lock: Lock, project: Path, bash_script: Path) -> Completed:
+    """Give what bash completes in the project: the words are the command line as bash cuts it up, the last the one to complete."""
+
+    def complete(*words: str) -> list[str]:
+        done = subprocess.run(
+            ["bash", "--norc", "-c", COMPLETE, bash_script, *words], cwd=project, env=lock.env(), capture_output=True,
+            text=True, timeout=60,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+        return list(dict.fromkeys(done.stdout.split()))  # PATH may name a directory twice
+
+    return complete
 
 
 @pytest.mark.parametrize(
@@ -82,31 +98,31 @@ def completed(lock: Lock, project: Path, *words: str, **env: str) -> list[str]:
         (["maintlock-wrap", "--task", "=", "kbSync", "cat", "da"], ["data.txt"]),
     ],
 )  # fmt: skip
-def test_bash_completes(lock: Lock, project: Path, words: list[str], expected: list[str]) -> None:
+def test_bash_completes(completed: Completed, words: list[str], expected: list[str]) -> None:
     """Subcommands, options, their values, the configuration's tasks, and in the end another program's command line."""
-    assert completed(lock, project, *words) == expected
+    assert completed(*words) == expected
 
 
-def test_every_option_is_known(lock: Lock, project: Path) -> None:
+def test_every_option_is_known(lock: Lock, completed: Completed) -> None:
     """Each option that a subcommand's help tells is completed."""
     for name in (*PROGRAMS, *COMMANDS):
         help_text = subprocess.run([MAINTLOCK, name, "--help"], env=lock.env(), capture_output=True, text=True).stdout
-        offered = completed(lock, project, "maintlock", name, "--")
+        offered = completed("maintlock", name, "--")
         for option in offered:
             assert name in {"run", "hold"} or option in help_text
         assert {"--help"} <= set(offered)
 
 
-def test_all_subcommands_are_offered(lock: Lock, project: Path) -> None:
+def test_all_subcommands_are_offered(completed: Completed) -> None:
     """Without a word typed all subcommands are offered, and nothing that is none."""
-    assert completed(lock, project, "maintlock", "") == [*PROGRAMS, *COMMANDS, "--help", "--version"]
+    assert completed("maintlock", "") == [*PROGRAMS, *COMMANDS, "--help", "--version"]
 
 
-def test_a_broken_configuration_disturbs_nobody(lock: Lock, project: Path) -> None:
+def test_a_broken_configuration_disturbs_nobody(project: Path, completed: Completed) -> None:
     """With an invalid configuration no task is offered, and nothing is written to the terminal."""
     (project / "maintlock.toml").write_text("[tasks", encoding="utf-8")
 
-    assert completed(lock, project, "maintlock-wrap", "-t", "") == []
+    assert completed("maintlock-wrap", "-t", "") == []
 
 
 def test_it_completes_in_a_shell_that_uses_it(lock: Lock, project: Path) -> None:
@@ -122,11 +138,9 @@ def test_it_completes_in_a_shell_that_uses_it(lock: Lock, project: Path) -> None
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_the_script_is_one(lock: Lock, shell: str, tmp_path: Path) -> None:
+def test_the_script_is_one(lock: Lock, shell: str, tmp_path: Path, require: Callable[[str], str]) -> None:
     """Each shell finds no fault in its script."""
-    path = shutil.which(shell)
-    if path is None:
-        pytest.skip(f"{shell} is not installed")  # also in CI: it is only its syntax
+    path = require(shell)
     (tmp_path / "script").write_text(script(lock, shell), encoding="utf-8")
 
     done = subprocess.run([path, "-n", tmp_path / "script"], capture_output=True, text=True, timeout=60)
