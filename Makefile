@@ -44,7 +44,9 @@ help: ## say what there is
 demo: $(DEMO_STAMP) ## install the package and see it at work
 	@PATH="$(CURDIR)/$(DEMO)/bin:$$PATH" wrappers/demo.sh
 
+# Thousands of short programs are started: without bytecode (PYTHONDONTWRITEBYTECODE) each would compile us anew.
 test: $(DEV_STAMP) ## run the tests
+	@$(DEV)/bin/python -m compileall -q maintlock exporter
 	$(DEV)/bin/python -m pytest -n $(WORKERS) --dist loadgroup -m "not torture" $(PYTEST_ARGS)
 
 check: $(DEV_STAMP) ## lint, formatting, types, layers
