@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 SCHEMA = 1
 _decoders: list[Callable[[str], Any]] = []  # made when it is first needed, by a waiter before it is in a hurry
 MAX_BYTES = 1024 * 1024  # 64 arguments of 512 characters, each of them twelve letters in JSON, and a long path
-MAX_TAKEN = 64 * 1024
 FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # no FIFO in its place can hold us, who hold the lease
 MAX_FENCE = 2**53  # beyond it, somebody else wrote this
 MAX_NUMBER = 2**53
@@ -78,74 +77,39 @@ def line_in(fields: Mapping[str, Any]) -> Line:
 def write(path: str, fields: Mapping[str, object], *, is_first: bool = False) -> None:
     """Write the record whole: one fixed temporary name, then rename(2). Only the holder may.
 
-    A grant's first one takes the file that a crash has left, if there is one: for a moment there is none in its place, which
-    is cheaper by far than to have one replaced (ext4 writes out the new one before that).
+    A grant's first one removes what a crash has left, before it takes its place: to have one file replaced by another is
+    dearer, as ext4 writes the new one out before that.
 
     Raises:
         OSError: It could not be written; what stood there before still stands.
     """
     temporary = f"{path}.tmp"
     content = encoded_object({"schema": SCHEMA, **fields}).encode("ascii") + b"\n"
-    before = _taken(path, temporary) if is_first else None
     try:
-        _write(temporary, content, before)
+        _write_new(temporary, content)
+        if is_first:
+            remove(path)
+        os.rename(temporary, path)
     except OSError:
-        _put_back(temporary, path, before)
-        raise
-    os.rename(temporary, path)
-
-
-def _taken(path: str, temporary: str) -> bytes | None:
-    """Rename a plain small file of ours to the temporary name, and return what is in it; None where there is none."""
-    try:
-        found = os.lstat(path)
-        is_plain = found.st_mode == stat.S_IFREG | 0o600 and found.st_nlink == 1 and found.st_uid == os.geteuid()
-        if not is_plain or found.st_size > MAX_TAKEN:
-            return None
-        os.rename(path, temporary)
-        fd = os.open(temporary, os.O_RDONLY | FLAGS)
-    except OSError:
-        return None
-    try:
-        return os.read(fd, MAX_TAKEN) if stat.S_ISREG(os.fstat(fd).st_mode) else None  # it may be another one by now
-    finally:
-        os.close(fd)
-
-
-def _write(temporary: str, content: bytes, before: bytes | None) -> None:
-    """Write the temporary file: over what is in it already, filled up with blanks, or else anew."""
-    flags = os.O_WRONLY | FLAGS
-    if before is None:
         try:
-            fd = os.open(temporary, flags | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:  # left by a crash
             os.unlink(temporary)
-            fd = os.open(temporary, flags | os.O_CREAT | os.O_EXCL, 0o600)
-    else:
-        fd = os.open(temporary, flags)
-        content = content[:-1].ljust(len(before) - 1) + b"\n"
+        except OSError:
+            pass  # the failure that we are here for is told
+        raise
+
+
+def _write_new(path: str, content: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | FLAGS
+    try:
+        fd = os.open(path, flags, 0o600)
+    except FileExistsError:  # left by a crash
+        os.unlink(path)
+        fd = os.open(path, flags, 0o600)
     try:
         if os.write(fd, content) != len(content):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     finally:
         os.close(fd)
-
-
-def _put_back(temporary: str, path: str, before: bytes | None) -> None:
-    """Undo a write that has failed."""
-    try:
-        if before is None:
-            os.unlink(temporary)
-            return
-        fd = os.open(temporary, os.O_WRONLY | FLAGS)
-        try:
-            os.write(fd, before)
-            os.ftruncate(fd, len(before))
-        finally:
-            os.close(fd)
-        os.rename(temporary, path)
-    except OSError:
-        pass  # the failure that we are here for is told
 
 
 def remove(path: str) -> None:
@@ -157,12 +121,7 @@ def remove(path: str) -> None:
 
 
 def read(path: str) -> Reading:
-    """Return what stands in the sidecar's place, whatever that is; what was being written over is looked at once more."""
-    found = _read(path)
-    return _read(path) if found.state == "malformed" else found
-
-
-def _read(path: str) -> Reading:
+    """Return what stands in the sidecar's place, whatever that is."""
     try:
         fd = os.open(path, os.O_RDONLY | FLAGS)
     except FileNotFoundError:

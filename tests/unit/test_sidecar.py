@@ -142,36 +142,25 @@ def test_a_leftover_of_a_crash_is_no_obstacle(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize("when", ["before it is taken", "once it is taken"])
-def test_a_fifo_put_there_in_between_holds_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
-    """Who has the lease writes its first record, though the file of a crash that it takes over becomes a FIFO under its hands."""
-    path, real = tmp_path / "a.json", os.rename
-    sidecar.write(str(path), FIELDS)
-
-    def rename(source: str, target: str) -> None:
-        monkeypatch.undo()
-        place = Path(source)
-        if when == "once it is taken":
-            real(source, target)
-            place = Path(target)
-        place.unlink()
-        os.mkfifo(place, 0o600)
-        if when == "before it is taken":
-            real(source, target)
-
-    monkeypatch.setattr(os, "rename", rename)
-    sidecar.write(str(path), {**FIELDS, "task": "other"}, is_first=True)
-    assert sidecar.read(str(path)).fields == {"schema": 1, **FIELDS, "task": "other"}
-    assert [found.name for found in tmp_path.iterdir()] == ["a.json"]
+@pytest.mark.parametrize("name", ["x.json", "x.json.tmp"])
+def test_a_fifo_in_its_place_holds_nobody(tmp_path: Path, name: str) -> None:
+    """Who has the lease writes its first record, whatever stands where the file of a crash was, and waits for no reader."""
+    os.mkfifo(tmp_path / name, 0o600)
+    sidecar.write(str(tmp_path / "x.json"), FIELDS, is_first=True)
+    assert sidecar.read(str(tmp_path / "x.json")).fields == {"schema": 1, **FIELDS}
+    assert os.listdir(tmp_path) == ["x.json"]
 
 
-def test_what_cannot_be_written_leaves_what_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_first", [False, True])
+def test_what_cannot_be_written_leaves_what_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_first: bool
+) -> None:
     """On a full disk the old record stands, and no temporary file stays behind."""
     path = tmp_path / "x.json"
     sidecar.write(str(path), FIELDS)
     monkeypatch.setattr(os, "write", lambda fd, content: len(content) - 1)
     with pytest.raises(OSError, match="No space left"):
-        sidecar.write(str(path), {**FIELDS, "task": "other"})
+        sidecar.write(str(path), {**FIELDS, "task": "other"}, is_first=is_first)
     assert sidecar.read(str(path)).fields == {"schema": 1, **FIELDS}
     assert os.listdir(tmp_path) == ["x.json"]
 
