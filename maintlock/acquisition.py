@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 
-from maintlock import events, flock, holder, pending, process, recording, sidecar, tokens
+from maintlock import events, flock, holder, pending, process, recording, tokens
 from maintlock import line as line_file
 from maintlock.earlier import Earlier
 from maintlock.errors import LeaseHeld
@@ -161,11 +161,7 @@ class _Acquisition:
         Its holder may be dead and its job work on. To ask anew from inside of that would end in a grant of our own, and with
         its clean end nobody would look for the rest of the job any more.
         """
-        line = line_file.read_path(self.places.lock)
-        fields = sidecar.read(self.places.sidecar).fields
-        if fields is not None and (line is None or fields["fence"] > line.fence):
-            return sidecar.line_in(fields)
-        return None if line is None or line.outcome else line
+        return holder.on_record(line_file.read_path(self.places.lock), holder.read_sidecar(self.places))[0]
 
     # The kernel lock
 

@@ -82,9 +82,8 @@ class _Held(threading.local):
 _held = _Held()
 _ledgers: dict[str, ledger.Ledger] = {}
 _drained_at: dict[str, float] = {}
-_checked_at: dict[
-    paths.Places, float
-] = {}  # when the records were last judged; the locks are, each time they are opened
+# When the records were last judged; the locks are, each time they are opened.
+_checked_at: dict[paths.Places, float] = {}
 _found: dict[tuple[str, str | None], tuple[float, str | None]] = {}  # when which configuration was found, from where
 _configs: dict[tuple[object, ...], Config] = {}
 
@@ -170,7 +169,7 @@ def hold(
             block.outcome = outcome
             # Coroutines leave in any order; what they joined is released when the last of them has left.
             while around and (ended := around[-1].outcome) is not None:
-                _release(around.pop().grant, ended)
+                _release(around.pop().grant, ended, settings.history)
 
 
 def status(*, lease: str | None = None, state_dir: str | os.PathLike[str] | None = None) -> Status:
@@ -180,7 +179,7 @@ def status(*, lease: str | None = None, state_dir: str | os.PathLike[str] | None
         RefusedError: A file could be somebody else's.
         UnavailableError: The state directory cannot be looked at.
         ConfigError: `maintlock.toml` is invalid.
-        UsageError: The name is none of a lease.
+        UsageError: `lease` is no name that a lease can have.
     """
     from maintlock import observe
 
@@ -192,16 +191,16 @@ def status(*, lease: str | None = None, state_dir: str | os.PathLike[str] | None
     return observe.read_status(paths.Places(directory=directory, lease=name))
 
 
-def _release(grant: Lease | Joined, outcome: str) -> None:
+def _release(grant: Lease | Joined, outcome: str, history_seconds: float) -> None:
     try:
         if isinstance(grant, Lease) and not grant.try_exclude_joined():
             flock.lock(grant.nested_fd)
     finally:  # also when a signal ends the wait: until they have ended, joined jobs are in the next one's way by themselves
         grant.record_end(grant.release(outcome, 0 if outcome == "completed" else 1))
-        _drain(grant.places.directory)
+        _drain(grant.places.directory, history_seconds)
 
 
-def _drain(directory: str) -> None:
+def _drain(directory: str, history_seconds: float) -> None:
     """Enter into the ledger what waits for it, if that was not done a moment ago; whoever reads it reads what waits too.
 
     That takes longer than all the rest of a grant, and for many at once not much longer than for one.
@@ -211,6 +210,7 @@ def _drain(directory: str) -> None:
     if directory not in _ledgers:
         _ledgers[directory] = ledger.Ledger(directory)
         atexit.register(_drain_now, directory)
+    _ledgers[directory].history_seconds = history_seconds
     _drain_now(directory)
 
 

@@ -1,23 +1,15 @@
-"""`maintlock`: a table of subcommands, and the one place where an error becomes an exit code.
+"""`maintlock`: a table of subcommands.
 
 Only the subcommand that is asked for is imported, and none of this for those that are programs of their own.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 
-from maintlock.errors import (
-    EXIT_INTERNAL,
-    EXIT_SIGNAL_BASE,
-    EXIT_UNAVAILABLE,
-    MaintlockError,
-    UnavailableError,
-    UsageError,
-)
+from maintlock.errors import EXIT_SIGNAL_BASE, UnavailableError, UsageError
 from maintlock.redact import printable
-from maintlock.voice import Voice
+from maintlock.voice import Voice, give_up_stdout, report
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,8 +19,6 @@ if TYPE_CHECKING:
     from maintlock.command import Command
 
 SIGINT = 2
-SIGPIPE = 13
-STDOUT = 1
 USAGE = "usage: maintlock COMMAND [options]; see: maintlock --help"
 
 # name: where its `main` is, and what it does. These read their command lines themselves, and start without argparse.
@@ -80,21 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _to_the_end(argv)
     except KeyboardInterrupt:
-        _give_up_stdout()
+        give_up_stdout()
         return EXIT_SIGNAL_BASE + SIGINT
-    except BrokenPipeError:
-        _give_up_stdout()
-        return EXIT_SIGNAL_BASE + SIGPIPE
-    except MaintlockError as error:
-        voice.error(str(error))
-        return error.exit_code
-    except OSError as error:
-        _give_up_stdout()
-        voice.error(f"{error.filename or 'standard output'}: {error.strerror}")
-        return EXIT_UNAVAILABLE
-    except Exception as error:  # noqa: BLE001  the edge: a fault of ours is one line, not a traceback
-        voice.error(f"internal error: {type(error).__name__}: {error}; please report it")
-        return EXIT_INTERNAL
+    except Exception as error:  # noqa: BLE001  this is the edge
+        return report(error, voice)
 
 
 def _to_the_end(argv: Sequence[str]) -> int:
@@ -152,13 +131,3 @@ def about() -> str:
     summaries = {name: summary for name, (_, summary) in (PROGRAMS | COMMANDS).items()}
     width = max(map(len, summaries))
     return ABOUT.format(commands="\n  ".join(f"{name:<{width}}  {summary}" for name, summary in summaries.items()))
-
-
-def _give_up_stdout() -> None:
-    """Have the interpreter's own last flush go nowhere: nobody reads any more."""
-    try:
-        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-        os.dup2(null, STDOUT)
-        os.close(null)
-    except OSError:
-        pass

@@ -36,13 +36,15 @@ class Command:
     run: Callable[[Namespace], int]
 
 
-class _Parser(ArgumentParser):
+class Parser(ArgumentParser):
     """Argparse with our exit code for a wrong command line, and our one line on stderr."""
 
     def print_help(self, file: SupportsWrite[str] | None = None) -> None:
-        (sys.stdout if file is None else file).write(self.format_help())  # argparse's own hides that nobody reads it
+        """Print the help; argparse's own hides a failure to write it."""
+        (sys.stdout if file is None else file).write(self.format_help())
 
     def error(self, message: str) -> NoReturn:
+        """Raise what the edge of the program knows how to tell."""
         raise UsageError(f"{message}; see: {self.prog} --help")
 
 
@@ -53,7 +55,7 @@ def parsed(name: str, command: Command, argv: Sequence[str]) -> Namespace:
         UsageError: It says something impossible.
         SystemExit: It asked for help, which has been printed.
     """
-    parser = _Parser(
+    parser = Parser(
         prog=f"maintlock {name}",
         description=command.description,
         epilog=command.epilog,

@@ -28,8 +28,6 @@ OPTION_CHOICES = {
     "wait": ("forever",),
 }
 
-NOT_OF_HOLD = frozenset({"exec", "close", "max-runtime", "stop-grace", "outcome"})  # it has no job
-
 
 @record(frozen=True, kw_only=True)
 class Option:
@@ -63,15 +61,12 @@ def all_words() -> list[Words]:
 
 def _of_program(name: str) -> Iterable[Option]:
     short = {long: f"-{letter}" for letter, long in options.SHORT.items()}
-    for long in (*options.WITH_VALUE, *options.FLAGS):
-        if name == "hold" and long in NOT_OF_HOLD:
-            continue
+    program = options.HOLD if name == "hold" else options.WRAP
+    for long in (*program.with_value, *program.flags):
         names = (*([short[long]] if long in short else []), f"--{long}")
         choices = OPTION_CHOICES.get(long, ())
-        is_flag = long in options.FLAGS
+        is_flag = long in program.flags
         yield Option(names=names, kind="flag" if is_flag else _kind(long, choices), choices=choices)
-    if name == "hold":
-        yield Option(names=("--fd",), kind="other")
 
 
 def _of_command(name: str, command: Command, about: str) -> Words:

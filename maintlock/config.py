@@ -14,8 +14,6 @@ from maintlock.names import EXPECTED_LEASE, EXPECTED_TASK, is_lease_name, is_tas
 from maintlock.paths import check_trusted
 from maintlock.schema import DAEMON, LEASE, REPO_SYNC, TASK, TOP, WrongValueError, dotted, found_text, printable
 from maintlock.settings import (
-    DEFAULT_STOP_GRACE,
-    DEFAULT_TTL,
     FOREVER,
     Config,
     DaemonSettings,
@@ -95,7 +93,9 @@ def _read_trusted(path: str) -> bytes:
     except PermissionError:
         from shlex import quote
 
-        raise RefusedError(f"{printable(path)}: you may not read it; run: chmod u+r {printable(quote(path))}") from None
+        raise RefusedError(
+            f"{printable(path)}: you may not read it", mend=f"chmod u+r {printable(quote(path))}"
+        ) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a file's name"
         raise ConfigError(f"{printable(path)}: cannot be read: {reason}") from None
@@ -130,7 +130,8 @@ def _judge(status: os.stat_result, path: str) -> None:
     try:
         check_trusted(target, status, root_may_own=True)
     except RefusedError as error:
-        raise RefusedError(str(error) if target == path else f"{printable(path)}: {error}") from None
+        text = error.text if target == path else f"{printable(path)}: {error.text}"
+        raise RefusedError(text, mend=error.mend) from None
 
 
 def _document(data: bytes, file: str) -> dict[str, object]:
@@ -273,8 +274,6 @@ def _check_then(repo_sync: Mapping[str, Any], tasks: Collection[str], reading: _
 
 
 __all__ = [
-    "DEFAULT_STOP_GRACE",
-    "DEFAULT_TTL",
     "FOREVER",
     "Config",
     "DaemonSettings",

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import os
 import select
-import sys
 
 from maintlock import flock, process, signals, survivors
 from maintlock.errors import EXIT_SIGNAL_BASE, Interrupted, LeaseHeld, UsageError
 from maintlock.jsontext import encoded_object
 from maintlock.lease import Lease
-from maintlock.options import exit_code, parse
-from maintlock.program import Wish, at_edge, granted, read_environ, settle
+from maintlock.options import HOLD, exit_code, parse
+from maintlock.program import Wish, at_edge, granted, print_about, read_environ, settle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,24 +35,21 @@ LOOK_SECONDS = 0.2
 LAST_SIGNAL_SECONDS = 0.05
 CHUNK = 512  # POSIX's PIPE_BUF: a pipe that is ready takes that much
 MODE = "coprocess"
-USAGE = "maintlock hold -t NAME"
+USAGE = f"{HOLD.name} -t NAME"
 UNKNOWN = "unknown"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Run the program, and return its exit code."""
-    return at_edge(lambda voice: _run(sys.argv[2:] if argv is None else argv, voice))
+    return at_edge(lambda voice: _run(argv, voice))
 
 
 def _run(argv: Sequence[str], voice: Voice) -> int:
-    said = parse(argv, {"fd": _descriptor})
+    said = parse(argv, HOLD)
     voice.log_format = said.log_format
     voice.verbosity = 1 if said.verbose else -1 if said.quiet else 0
-    if said.help:
-        from maintlock.help import HOLD
-
-        os.write(STDOUT, HOLD.encode())
-        return 0
+    if said.help or said.version:
+        return print_about(said, HOLD.name)
     _check(said)
     client = process.read_identity(os.getppid())
     said.command = _command_of(client.pid)
@@ -158,12 +154,6 @@ def _command_of(pid: int) -> list[str]:
     return [os.fsdecode(word) for word in content.split(b"\0")[:-1]]
 
 
-def _descriptor(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 8 and int(text) > 2):
-        raise ValueError("expected the number of an open descriptor, 3 or more")
-    return int(text)
-
-
 def _check(said: Options) -> None:
     """Refuse what a helper beside its client cannot do.
 
@@ -174,16 +164,6 @@ def _check(said: Options) -> None:
         raise UsageError(
             "hold runs no command, it holds the lease for its caller; to run one: maintlock run -t NAME -- COMMAND"
         )
-    refused = {
-        "--exec": said.exec,
-        "--close": said.close,
-        "--outcome": said.outcome is not None,
-        "--max-runtime": said.max_runtime is not None,
-        "--stop-grace": said.stop_grace is not None,
-    }
-    for name, is_given in refused.items():
-        if is_given:
-            raise UsageError(f"{name} is about a command, and hold runs none; see: maintlock hold --help")
 
 
 def _tell_right_file(watch: signals.Signals, fd: int | None, path: str) -> None:

@@ -13,7 +13,7 @@ import os
 import time
 from functools import cached_property
 
-from maintlock import holder, locktable, process, sidecar, survivors
+from maintlock import holder, locktable, process, survivors
 from maintlock import line as line_file
 from maintlock.model import Line, record, replace
 from maintlock.redact import printable
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Any
 
+    from maintlock.errors import UnavailableError
     from maintlock.locktable import Carried, Row
     from maintlock.paths import Places
     from maintlock.process import Stat
-    from maintlock.sidecar import Reading
 
 LOOKS = 4
 LOOK_SECONDS = 0.005
@@ -63,33 +63,15 @@ def read_custody(places: Places) -> Custody:
     return found
 
 
-def on_record(line: Line | None, reading: Reading) -> tuple[Line | None, Mapping[str, Any] | None]:
-    """Return the grant that the records say goes on, and its sidecar: the line's, or one that the line does not know of."""
-    fields = reading.fields
-    if fields is not None and (line is None or fields["fence"] > line.fence):
-        return sidecar.line_in(fields), fields
-    if line is None or line.outcome:
-        return None, None
-    return line, fields if reading.lease_id == line.lease_id else None
-
-
-def read_sidecar(places: Places) -> Reading:
-    """Return what stands in the sidecar's place; another lease's record is none of ours."""
-    reading = sidecar.read(places.sidecar)
-    if reading.fields is not None and reading.fields["lease"] != places.lease:
-        return sidecar.Reading(state="malformed")
-    return reading
-
-
 class _Look:
     """One look at everything. The line is read first and last: what changes in between does not count."""
 
     def __init__(self, places: Places) -> None:
         self.places = places
         self.line = line_file.read_path(places.lock)
-        self.reading = read_sidecar(places)
+        self.reading = holder.read_sidecar(places)
         self.lock = _read_stat(places.lock)
-        self.grant, self.fields = on_record(self.line, self.reading)
+        self.grant, self.fields = holder.on_record(self.line, self.reading)
         self.is_elsewhere = self.grant is not None and self._is_elsewhere(self.grant)
         self.alive = None if self.grant is None or self.is_elsewhere else process.is_alive(self.grant.identity)
 
@@ -138,7 +120,7 @@ class _Look:
         return [carried for carried in locktable.read_all_carried(self.places.lock) if carried.is_on(self.lock)]
 
     @cached_property
-    def foreign(self) -> str | None:
+    def foreign(self) -> UnavailableError | None:
         """Why every request is refused, where the sidecar is of another system that runs now."""
         return holder.of_other_kernel(self.places, self.reading)
 

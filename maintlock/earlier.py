@@ -10,7 +10,6 @@ import time
 
 from maintlock import events, flock, holder, pending, process, sidecar, survivors
 from maintlock import line as line_file
-from maintlock.errors import UnavailableError
 from maintlock.model import replace
 
 TYPE_CHECKING = False
@@ -38,17 +37,14 @@ class Earlier:
 
     @property
     def beside(self) -> Line | None:
-        """The grant that the sidecar tells of and the line does not know: the lock file is new, or a copy from before it."""
-        fields = self.reading.fields
-        if fields is None or (self.line is not None and fields["fence"] <= self.line.fence):
-            return None
-        return sidecar.line_in(fields)
+        """The grant that the sidecar tells of and the line does not know."""
+        return holder.unknown_to(self.line, self.reading)
 
     def blocker(self) -> Blocker | None:
         """Return what still works although the lock is free; if nothing does, `.nested` is ours."""
         is_alone = flock.lock_within(self.nested_fd, seconds=NESTED_BRIEFLY_SECONDS)
         self.content = os.pread(self.fd, line_file.WIDTH, 0)
-        self.line, self.reading = line_file.decoded(self.content), sidecar.read(self.places.sidecar)
+        self.line, self.reading = line_file.decoded(self.content), holder.read_sidecar(self.places)
         line, reading = self.line, self.reading
         if not is_alone:
             return self._survivors(line, reading) or self._joined(line)
@@ -90,9 +86,9 @@ class Earlier:
         )
 
     def _refuse_other_kernel(self, reading: Reading) -> None:
-        why = holder.of_other_kernel(self.places, reading)
-        if why is not None:
-            raise UnavailableError(why)
+        refusal = holder.of_other_kernel(self.places, reading)
+        if refusal is not None:
+            raise refusal
 
     def _replaced(self, line: Line | None, reading: Reading) -> Blocker | None:
         """Return the holder that has its lock on another file than the one we have just locked.

@@ -25,9 +25,14 @@ EXIT_SIGNAL_BASE = 128
 
 
 class MaintlockError(Exception):
-    """Something a person must hear of: what, where, and what to do next."""
+    """Something a person must hear of: what, where, and what to do next. `mend` is the command that does that, or `""`."""
 
     exit_code = EXIT_INTERNAL
+
+    def __init__(self, text: str, *, mend: str = "") -> None:
+        super().__init__(f"{text}; run: {mend}" if mend else text)
+        self.text = text
+        self.mend = mend
 
 
 class UsageError(MaintlockError):

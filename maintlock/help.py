@@ -1,4 +1,4 @@
-"""What `maintlock-wrap --help` prints."""
+"""What `--help` of the programs that are not read by argparse prints."""
 
 from __future__ import annotations
 
@@ -87,3 +87,5 @@ Examples
   maintlock hold -t dream --wait 10m
   coproc maintlock hold -t backup; read -r answer <&"${COPROC[0]}"        (bash)
 """
+
+TEXTS = {"maintlock-wrap": WRAP, "maintlock hold": HOLD}

@@ -11,6 +11,7 @@ import time
 
 from maintlock import line as line_file
 from maintlock import process, sidecar, survivors
+from maintlock.errors import UnavailableError
 from maintlock.model import record, replace
 from maintlock.redact import printable
 from maintlock.times import duration_text, epoch_seconds
@@ -46,12 +47,37 @@ class Blocker:
     survivors: tuple[Stat, ...] = ()
 
 
+def read_sidecar(places: Places) -> Reading:
+    """Return what stands in the sidecar's place; another lease's record is none of ours."""
+    reading = sidecar.read(places.sidecar)
+    if reading.fields is not None and reading.fields["lease"] != places.lease:
+        return sidecar.Reading(state="malformed")
+    return reading
+
+
+def unknown_to(line: Line | None, reading: Reading) -> Line | None:
+    """Return the sidecar's grant where the lock's line does not know it: the lock file is new, or a copy from before it."""
+    if reading.fields is None or (line is not None and reading.fields["fence"] <= line.fence):
+        return None
+    return sidecar.line_in(reading.fields)
+
+
+def on_record(line: Line | None, reading: Reading) -> tuple[Line | None, Mapping[str, Any] | None]:
+    """Return the grant that goes on by the records, and its sidecar: the line's, or one that the line does not know."""
+    newer = unknown_to(line, reading)
+    if newer is not None:
+        return newer, reading.fields
+    if line is None or line.outcome:
+        return None, None
+    return line, reading.fields if reading.lease_id == line.lease_id else None
+
+
 def read_blocker(places: Places, now: float) -> Blocker:
     """Return who has the lease by its records: a living holder, survivors of a dead one, or somebody unknown."""
     reading = sidecar.Reading(state="missing")
     for look in range(LOOKS):
         line = line_file.read_path(places.lock)
-        reading = sidecar.read(places.sidecar)
+        reading = read_sidecar(places)
         if reading.fields is not None and (line is None or line.lease_id == reading.lease_id) and not ended(line):
             identity = reading.identity
             if identity is not None and process.is_alive(identity) is not False:
@@ -72,7 +98,7 @@ def read_blocker(places: Places, now: float) -> Blocker:
     return Blocker(sentence=f"held by an unknown owner (sidecar {state}, see: maintlock status)")
 
 
-def of_other_kernel(places: Places, reading: Reading) -> str | None:
+def of_other_kernel(places: Places, reading: Reading) -> UnavailableError | None:
     """Return why no request gets the lease while the sidecar is of another system that runs now, or None where it is not."""
     identity, here = reading.identity, process.boot_id()
     if reading.fields is None or identity is None or not here or identity.boot_id in {"", here}:
@@ -83,9 +109,10 @@ def of_other_kernel(places: Places, reading: Reading) -> str | None:
     from shlex import quote
 
     host = printable(reading.fields["hostname"], 80)
-    return (
+    return UnavailableError(
         f"{places.sidecar}: describes a holder on another running system ({host}); two systems must not share a state "
-        f"directory; if that is an error, run: rm {quote(places.sidecar)}"
+        "directory; if that is an error, remove it",
+        mend=f"rm {quote(places.sidecar)}",
     )
 
 
@@ -102,7 +129,7 @@ def leaders_of(line: Line, fields: Mapping[str, Any] | None) -> frozenset[int]:
 
 def read_client(places: Places, line: Line) -> int | None:
     """Return the process that a coprocess holds the grant of `line` for, while it lives."""
-    fields = sidecar.read(places.sidecar).fields
+    fields = read_sidecar(places).fields
     return client_in(fields) if fields is not None and fields["lease_id"] == line.lease_id else None
 
 

@@ -15,6 +15,7 @@ from maintlock.errors import EXIT_SIGNAL_BASE, EXIT_TIMED_OUT
 from maintlock.holder import leaders_of
 from maintlock.lease import Joined, Lease
 from maintlock.model import record
+from maintlock.times import duration_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -286,10 +287,8 @@ class Job:
     # What we say
 
     def _say_overdue(self) -> None:
-        limit = self.settings.max_runtime_seconds
-        self.watch.tell(
-            "timeout", f"{self.grant.request.task} exceeded its maximum run time of {limit:g}s; stopping it"
-        )
+        limit = duration_text(self.settings.max_runtime_seconds or 0.0)
+        self.watch.tell("timeout", f"{self.grant.request.task} exceeded its maximum run time of {limit}; stopping it")
 
     def _name(self, leftovers: list[Stat]) -> None:
         if self.name_at is not None and time.monotonic() >= self.name_at:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from maintlock import book, migrations, pending
 from maintlock.entries import as_seconds
 from maintlock.errors import EXIT_UNAVAILABLE, MaintlockError
+from maintlock.settings import DEFAULT_HISTORY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from maintlock.model import Event
 
 DATABASE = "ledger.db"
-HISTORY_SECONDS = 90 * 86400.0
 BUSY_SECONDS = 0.5
 READ_BUSY_SECONDS = 0.2
 DRAIN_SECONDS = 0.75  # for all that a drain waits for; counting what it drops may add 0.2
@@ -58,13 +58,17 @@ SQLITE_REASONS = {
 
 
 class LedgerUnavailable(MaintlockError):  # noqa: N818  history that has to wait is an answer, not an error
-    """The ledger cannot be read or written now; `reason` says why, and what waits for it stays in `ledger.pending`."""
+    """The ledger cannot be read or written now; what waits for it stays in `ledger.pending`.
+
+    `reason` says why, to people; `kind` is `corrupt`, `older` or `newer` (its schema than ours), or `""` for all else.
+    """
 
     exit_code = EXIT_UNAVAILABLE
 
-    def __init__(self, path: str, reason: str) -> None:
+    def __init__(self, path: str, reason: str, *, kind: str = "") -> None:
         super().__init__(f"{path}: {reason}")
         self.reason = reason
+        self.kind = kind
 
 
 # Draining --------------------------------------------------------------------------------------------------------------
@@ -72,28 +76,23 @@ class LedgerUnavailable(MaintlockError):  # noqa: N818  history that has to wait
 _ABANDONED: list[sqlite3.Connection] = []  # a parent's, which a forked child may neither use nor close
 
 
-def drain(
-    directory: str, *, history_seconds: float = HISTORY_SECONDS, busy_seconds: float = BUSY_SECONDS, now: float
-) -> None:
+def drain(directory: str, *, history_seconds: float = DEFAULT_HISTORY, now: float) -> None:
     """Enter what waits in `ledger.pending` once; see `Ledger.drain`.
 
     Raises:
         LedgerUnavailable: It cannot be written now.
     """
-    with Ledger(directory, history_seconds=history_seconds, busy_seconds=busy_seconds) as ledger:
+    with Ledger(directory, history_seconds=history_seconds) as ledger:
         ledger.drain(now=now)
 
 
 class Ledger:
     """The ledger of one state directory, with a connection that is kept between drains; threads may share it."""
 
-    def __init__(
-        self, directory: str, *, history_seconds: float = HISTORY_SECONDS, busy_seconds: float = BUSY_SECONDS
-    ) -> None:
+    def __init__(self, directory: str, *, history_seconds: float = DEFAULT_HISTORY) -> None:
         self.directory = directory
         self.path = f"{directory}/{DATABASE}"
         self.history_seconds = history_seconds
-        self.busy_seconds = busy_seconds
         self._pruned_at = -math.inf
         self._patience_set = 0.0
         self._opened: tuple[int, int] | None = None
@@ -140,7 +139,7 @@ class Ledger:
         except OSError as error:
             raise LedgerUnavailable(f"{self.directory}/{name}", _system_reason(error)) from error
         except (sqlite3.Error, UnicodeError) as error:
-            raise LedgerUnavailable(self.path, _database_reason(error)) from error
+            raise _database_failure(self.path, error) from error
         finally:
             self._mutex.release()
 
@@ -174,7 +173,7 @@ class Ledger:
 
     def _connected(self, deadline: float) -> sqlite3.Connection:
         """Return the connection that is kept, or a new one where it does not lead to the file in the database's place."""
-        patience = max(0.0, min(self.busy_seconds, deadline - time.monotonic()))
+        patience = max(0.0, min(BUSY_SECONDS, deadline - time.monotonic()))
         found = _checked(self.path)
         if self._db is None or found is None or (found.st_dev, found.st_ino) != self._opened:
             self.close()
@@ -218,7 +217,7 @@ def open_to_read(directory: str) -> Iterator[sqlite3.Connection]:
         with closing(_connected_to_read(path)) as db:
             yield db
     except (sqlite3.Error, UnicodeError) as error:
-        raise LedgerUnavailable(path, _database_reason(error)) from error
+        raise _database_failure(path, error) from error
 
 
 def _connected_to_read(path: str) -> sqlite3.Connection:
@@ -232,7 +231,9 @@ def _connected_to_read(path: str) -> sqlite3.Connection:
             if version == newest:
                 return db
             if version > 0:
-                raise LedgerUnavailable(path, f"has schema {version}; the next drain brings it up to {newest}")
+                raise LedgerUnavailable(
+                    path, f"has schema {version}; the next drain brings it up to {newest}", kind="older"
+                )
         except BaseException as error:
             db.close()
             if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_READONLY_ROLLBACK:
@@ -287,7 +288,9 @@ def _check_schema(db: sqlite3.Connection, path: str) -> int:
     """Return the schema's version; a newer one than ours is told."""
     version, newest = migrations.schema_version(db), len(migrations.MIGRATIONS)
     if not 0 <= version <= newest:
-        raise LedgerUnavailable(path, f"has schema {version}, and this maintlock knows {newest}: upgrade maintlock")
+        raise LedgerUnavailable(
+            path, f"has schema {version}, and this maintlock knows {newest}: upgrade maintlock", kind="newer"
+        )
     return version
 
 
@@ -309,11 +312,14 @@ def _checked(path: str) -> os.stat_result | None:
     return found
 
 
-def _database_reason(error: sqlite3.Error | UnicodeError) -> str:
-    if isinstance(error, UnicodeError):
-        return SQLITE_REASONS[sqlite3.SQLITE_CORRUPT]  # the complaint quotes the database, and is no text
+def _database_failure(path: str, error: sqlite3.Error | UnicodeError) -> LedgerUnavailable:
     code = getattr(error, "sqlite_errorcode", None)
-    return SQLITE_REASONS.get(code & 0xFF, str(error)) if code is not None else str(error)
+    if isinstance(error, UnicodeError):
+        code = sqlite3.SQLITE_CORRUPT  # the complaint quotes the database, and is no text
+    if code is None:
+        return LedgerUnavailable(path, str(error))
+    reason = SQLITE_REASONS.get(code & 0xFF, str(error))
+    return LedgerUnavailable(path, reason, kind="corrupt" if reason.startswith("corrupt") else "")
 
 
 def _system_reason(error: OSError) -> str:

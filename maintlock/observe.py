@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 from maintlock import events, history, holder, marks, paths, pending, process, survivors
 from maintlock import line as line_file
-from maintlock.custody import Custody, on_record, read_custody, read_sidecar
+from maintlock.custody import Custody, read_custody
 from maintlock.entries import entry_of
 from maintlock.ledger import LedgerUnavailable
 from maintlock.model import ProcessIdentity
@@ -255,12 +255,12 @@ def read_history(
 
 def read_implied(places: Places) -> list[Event]:
     """Return what the lock's line tells of the last grant, whose wrapper may have died before telling it: no end unseen."""
-    line, reading = line_file.read_path(places.lock), read_sidecar(places)
+    line, reading = line_file.read_path(places.lock), holder.read_sidecar(places)
     if line is None:
         return []
     if line.outcome:
         return events.of_grant(places.lease, line, None, now=0.0)
-    _, fields = on_record(line, reading)
+    _, fields = holder.on_record(line, reading)
     fields = fields if fields is not None and fields["lease_id"] == line.lease_id else None
     reason, waited = (fields["reason"], fields["waited_seconds"]) if fields is not None else (None, None)
     return [events.acquired(places.lease, line, reason=reason, waited_seconds=waited)]

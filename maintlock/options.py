@@ -1,4 +1,4 @@
-"""The command line of `maintlock-wrap`.
+"""The command lines of `maintlock-wrap` and `maintlock hold`.
 
 Parsed here rather than by argparse, which alone would add 0.8 of an interpreter start to every guarded job. The short
 options mean what they mean in flock(1).
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from maintlock import names
 from maintlock.errors import UsageError
+from maintlock.model import record
 from maintlock.redact import printable, storable
 from maintlock.settings import FOREVER
 from maintlock.times import EXPECTED_DURATION, duration_seconds
@@ -70,6 +71,12 @@ def _path(text: str) -> str:
     return text
 
 
+def _descriptor(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 8 and int(text) > 2):
+        raise ValueError("expected the number of an open descriptor, 3 or more")
+    return int(text)
+
+
 def exit_code(text: str) -> int:
     """Return an exit code, 0 to 255.
 
@@ -126,8 +133,8 @@ WITH_VALUE: dict[str, Callable[[str], object]] = {
     "state-dir": _path,
     "config": _path,
 }
-NO_MORE: dict[str, Callable[[str], object]] = {}
 FLAGS = ("no-wait", "exec", "close", "quiet", "verbose", "allow-network-fs", "help", "version")
+OF_COMMAND = frozenset({"exec", "close", "max-runtime", "stop-grace", "outcome"})
 SHORT = {
     "t": "task",
     "n": "no-wait",
@@ -142,8 +149,25 @@ SHORT = {
 }
 
 
-def parse(argv: Sequence[str], more: Mapping[str, Callable[[str], object]] = NO_MORE) -> Options:
-    """Return what a command line says. Options end at `--` or at the first word that is none; `more` take a value too.
+@record(frozen=True, kw_only=True)
+class Program:
+    """What one program takes: its name, the options with a value and what converts each, those without, by long name."""
+
+    name: str
+    with_value: Mapping[str, Callable[[str], object]]
+    flags: tuple[str, ...]
+
+
+WRAP = Program(name="maintlock-wrap", with_value=WITH_VALUE, flags=FLAGS)
+HOLD = Program(
+    name="maintlock hold",
+    with_value={name: kind for name, kind in WITH_VALUE.items() if name not in OF_COMMAND} | {"fd": _descriptor},
+    flags=tuple(name for name in FLAGS if name not in OF_COMMAND),
+)
+
+
+def parse(argv: Sequence[str], program: Program = WRAP) -> Options:
+    """Return what a command line says. Options end at `--` or at the first word that is not an option.
 
     Raises:
         UsageError: An option is unknown, lacks its value, or has an impossible one.
@@ -155,40 +179,46 @@ def parse(argv: Sequence[str], more: Mapping[str, Callable[[str], object]] = NO_
         if word == "--":
             break
         if word.startswith("--"):
-            _long(options, word[2:], rest, {**WITH_VALUE, **more})
+            _long(program, options, word[2:], rest)
         else:
-            _short(options, word[1:], rest)
+            _short(program, options, word[1:], rest)
     options.command = rest
     return options
 
 
-def _long(options: Options, word: str, rest: list[str], with_value: Mapping[str, Callable[[str], object]]) -> None:
+def _long(program: Program, options: Options, word: str, rest: list[str]) -> None:
     name, equals, value = word.partition("=")
-    if name in with_value:
-        _set(options, name, value if equals else _next(name, rest), with_value[name])
-    elif name in FLAGS and not equals:
-        _flag(options, name)
-    elif name in FLAGS:
-        raise UsageError(f"--{name} takes no value; see: maintlock-wrap --help")
+    if name in program.with_value:
+        _set(options, name, value if equals else _next(program, f"--{name}", rest), program.with_value[name])
+    elif name not in program.flags:
+        raise _unknown(program, f"--{name}", name)
+    elif equals:
+        raise UsageError(f"--{name} takes no value; see: {program.name} --help")
     else:
-        raise UsageError(f"unknown option --{printable(name, 40)}; see: maintlock-wrap --help")
+        _flag(options, name)
 
 
-def _short(options: Options, letters: str, rest: list[str]) -> None:
+def _short(program: Program, options: Options, letters: str, rest: list[str]) -> None:
     while letters:
         letter, letters = letters[0], letters[1:]
-        name = SHORT.get(letter)
-        if name is None:
-            raise UsageError(f"unknown option -{printable(letter)}; see: maintlock-wrap --help")
-        if name in WITH_VALUE:
-            _set(options, name, letters or _next(name, rest), WITH_VALUE[name])
+        name = SHORT.get(letter, "")
+        if name in program.with_value:
+            _set(options, name, letters or _next(program, f"-{letter}", rest), program.with_value[name])
             return
+        if name not in program.flags:
+            raise _unknown(program, f"-{letter}", name)
         _flag(options, name)
 
 
-def _next(name: str, rest: list[str]) -> str:
-    if not rest:
-        raise UsageError(f"--{name} needs a value; see: maintlock-wrap --help")
+def _unknown(program: Program, shown: str, name: str) -> UsageError:
+    if name in OF_COMMAND:
+        return UsageError(f"{shown} is about a command, and {program.name} runs none; see: {program.name} --help")
+    return UsageError(f"unknown option {printable(shown, 42)}; see: {program.name} --help")
+
+
+def _next(program: Program, shown: str, rest: list[str]) -> str:
+    if not rest or rest[0] == "--":
+        raise UsageError(f"{shown} needs a value; see: {program.name} --help")
     return rest.pop(0)
 
 

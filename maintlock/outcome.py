@@ -45,20 +45,28 @@ def write(
     }
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        fd = os.open(temporary, flags, 0o666)
-        try:
-            content = encoded_object(fields).encode() + b"\n"
-            if os.write(fd, content) != len(content):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError:
-            os.unlink(temporary)
-            raise
-        finally:
-            os.close(fd)
+        _write_new(temporary, encoded_object(fields).encode() + b"\n")
         os.rename(temporary, path)
     except OSError as error:
+        _remove(temporary)
         raise UnavailableError(f"{path}: outcome cannot be written: {error.strerror}") from error
+
+
+def _write_new(path: str, content: bytes) -> None:
+    _remove(path)  # whoever may write to the directory could have put something there, and would own what we write
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        if os.write(fd, content) != len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    finally:
+        os.close(fd)
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
 
 
 def clear(path: str) -> None:

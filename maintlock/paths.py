@@ -130,18 +130,19 @@ def check_trusted(path: str, found: os.stat_result, *, directory: bool = False, 
     expected, is_expected = ("a directory", stat.S_ISDIR) if directory else ("a regular file", stat.S_ISREG)
     if not is_expected(found.st_mode):
         raise RefusedError(
-            f"{path}: is {_kind(found.st_mode)}, not {expected}; run: {_command('mv', path, path + '.odd')}"
+            f"{path}: is {_kind(found.st_mode)}, not {expected}", mend=_command("mv", path, path + ".odd")
         )
     user = os.geteuid()
     if found.st_uid != user and not (root_may_own and found.st_uid == 0):
         raise RefusedError(
-            f"{path}: belongs to uid {found.st_uid}, not to you (uid {user}); run: {_command('chown', str(user), path)}"
+            f"{path}: belongs to uid {found.st_uid}, not to you (uid {user})", mend=_command("chown", str(user), path)
         )
     if found.st_mode & stat.S_IWOTH:
-        raise RefusedError(f"{path}: everybody may write to it; run: {_command('chmod', 'go-w', path)}")
+        raise RefusedError(f"{path}: everybody may write to it", mend=_command("chmod", "go-w", path))
     if found.st_mode & stat.S_IWGRP and found.st_gid != os.getegid():
         raise RefusedError(
-            f"{path}: group {found.st_gid}, which is not your own, may write to it; run: {_command('chmod', 'g-w', path)}"
+            f"{path}: group {found.st_gid}, which is not your own, may write to it",
+            mend=_command("chmod", "g-w", path),
         )
 
 
@@ -184,7 +185,7 @@ def open_failure(path: str, error: OSError) -> MaintlockError:
     except OSError:
         kind = "a file"
     if kind != "a file" and error.errno in REFUSED_ERRNOS:
-        return RefusedError(f"{path}: is {kind}; run: {_command('mv', path, path + '.odd')}")
+        return RefusedError(f"{path}: is {kind}", mend=_command("mv", path, path + ".odd"))
     if error.errno in REFUSED_ERRNOS:
         return RefusedError(
             f"{path}: {error.strerror}; it and its directory must be yours, see: {_command('ls', '-ld', os.path.dirname(path))}"

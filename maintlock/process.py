@@ -337,14 +337,31 @@ def environ_value(environ: bytes, name: bytes) -> bytes:
 
 def send_signal(stat: Stat, number: int) -> bool:
     """Send a signal to exactly this process; False if it is gone, or its pid is another's by now."""
-    now = read_stat(stat.pid)
-    if now is None or now.start_ticks != stat.start_ticks:
-        return False
+    fd = _open_pidfd(stat.pid)  # from here on it leads to one process only, or to none
     try:
-        os.kill(stat.pid, number)
+        now = read_stat(stat.pid)
+        if now is None or now.start_ticks != stat.start_ticks:
+            return False
+        if fd is None:
+            os.kill(stat.pid, number)
+        else:
+            from signal import pidfd_send_signal
+
+            pidfd_send_signal(fd, number)
     except OSError:
         return False
+    finally:
+        if fd is not None:
+            os.close(fd)
     return True
+
+
+def _open_pidfd(pid: int) -> int | None:
+    """Return a descriptor of a process, pidfd_open(2), None where it is gone, or the system has no such thing."""
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return None
 
 
 def become_subreaper() -> bool:

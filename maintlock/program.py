@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 
 from maintlock import acquisition, config, identity, names, options, paths, pending, process, redact, signals
-from maintlock.errors import (
-    EXIT_DEFERRED,
-    EXIT_INTERNAL,
-    EXIT_SIGNAL_BASE,
-    EXIT_UNAVAILABLE,
-    Interrupted,
-    LeaseHeld,
-    MaintlockError,
-    UsageError,
-)
+from maintlock.errors import EXIT_DEFERRED, EXIT_SIGNAL_BASE, Interrupted, LeaseHeld, UsageError
 from maintlock.lease import Request
 from maintlock.terminal import is_foreground
-from maintlock.voice import Voice
+from maintlock.voice import Voice, print_text, report
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,22 +36,20 @@ def at_edge(run: Callable[[Voice], int]) -> int:
         if stopped.number == signals.INT and is_foreground():
             signals.die_of(stopped.number)
         return stopped.exit_code
-    except MaintlockError as error:
-        voice.error(str(error), exit_code=error.exit_code)
-        return error.exit_code
     except KeyboardInterrupt:  # before we listened to signals: as if it had come a moment earlier
         signals.die_of(signals.INT)
         return EXIT_SIGNAL_BASE + signals.INT
-    except Exception as error:  # noqa: BLE001  the edge: a fault of ours is one line, not a traceback
-        if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
-            voice.error(f"{error.strerror}; see: ulimit -n", exit_code=EXIT_UNAVAILABLE)
-            return EXIT_UNAVAILABLE
-        voice.error(f"internal error: {type(error).__name__}: {error}; please report it")
-        if voice.verbosity > 0:
-            import traceback
+    except Exception as error:  # noqa: BLE001  this is the edge
+        return report(error, voice)
 
-            voice.error(traceback.format_exc())
-        return EXIT_INTERNAL
+
+def print_about(said: Options, name: str) -> int:
+    """Print the help or the version of a program, whichever was asked for, and return its exit code."""
+    from maintlock import __version__
+    from maintlock import help as help_text
+
+    print_text(help_text.TEXTS[name] if said.help else f"{name} {__version__}\n")
+    return 0
 
 
 class Wish:

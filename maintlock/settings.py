@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 DEFAULT_TTL = 6 * 3600.0
-DEFAULT_STOP_GRACE = 10.0
+DEFAULT_HISTORY = 90 * 86400.0
 FOREVER = float("inf")
 NO_ENVIRONMENT: Mapping[str, str] = {}
 
@@ -30,7 +30,7 @@ class TaskSettings:
     """One `[tasks.NAME]`.
 
     `wait` is None for not waiting at all and `FOREVER` for no limit; `interval` is 0 for never due by itself (R11);
-    `stop_grace` is None for `DEFAULT_STOP_GRACE`; `inbox` is a glob pattern; `match` is a base name.
+    `stop_grace` is None for the wrapper's own; `inbox` is a glob pattern; `match` is a base name.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Config:
     state_dir: str | None = None
     poll_interval: float = 3.0
     starved_after: float = 2 * 3600.0
-    history: float = 90 * 86400.0
+    history: float = DEFAULT_HISTORY
     repo_sync: RepoSyncSettings | None = None
 
 

@@ -12,6 +12,7 @@ import time
 
 from maintlock import flock, terminal
 from maintlock.errors import Interrupted
+from maintlock.times import poll_milliseconds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ HANDLED = (*sorted(ENDING - {CLOSED}), CONT, CHLD)
 HEARD_BYTES = 64
 WOKEN = 0  # what a thread of ours writes into the pipe: no signal has this number
 REDRAW_SECONDS = 1.0
-MAX_POLL_SECONDS = 86400.0  # poll(2) counts milliseconds in an int, which ends after 24 days
 
 
 def _note(_number: int, _frame: object) -> None:
@@ -83,7 +83,7 @@ class Signals:
 
     def wait(self, seconds: float | None) -> list[int]:
         """Return the signals that have come, waiting for one at most `seconds` (None: for ever), and never over a day."""
-        ready = self._poll.poll(None if seconds is None else max(0, int(min(seconds, MAX_POLL_SECONDS) * 1000 + 0.999)))
+        ready = self._poll.poll(None if seconds is None else poll_milliseconds(seconds))
         try:
             numbers = list(os.read(self._read_fd, 512))
         except BlockingIOError:
@@ -174,9 +174,8 @@ class Signals:
     def lock_in_thread(self, fd: int, *, shared: bool = False) -> list[bool | Exception]:
         """Return a list that gets one item when the lock has been taken, or could not be: `wait` returns then."""
         outcome: list[bool | Exception] = []
-        own_fd = flock.duplicated(
-            fd
-        )  # the caller may give up, close its own, and get the number anew for something else
+        # The caller may give up, close its own, and get the number anew for something else.
+        own_fd = flock.duplicated(fd)
 
         def block() -> None:
             try:

@@ -7,6 +7,7 @@ import time
 UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 MAX_SECONDS = 100 * 365 * 86400.0
 MAX_DURATION_LETTERS = 64
+MAX_POLL_SECONDS = 86400.0  # poll(2) counts milliseconds in an int, which ends after 24 days
 _second = (-1, "")  # the last one written, and its text: the times of one record are mostly of the same
 EXPECTED_DURATION = "a duration such as 500ms, 90, 90s, 10m, 2h or 1d"
 
@@ -42,7 +43,7 @@ def duration_seconds(text: str) -> float:
     """Return the seconds that a duration means (`500ms 90 90s 10m 2h 1d`).
 
     Raises:
-        ValueError: It is none, is negative, or is longer than a century.
+        ValueError: It is not a duration, is negative, or is longer than a century.
     """
     number = text.strip() if len(text) <= MAX_DURATION_LETTERS else ""
     unit = ""
@@ -56,13 +57,18 @@ def duration_seconds(text: str) -> float:
     return seconds
 
 
+def poll_milliseconds(seconds: float) -> int:
+    """Return a time to sleep as poll(2) takes it: not too short, never more than a day."""
+    return max(0, int(min(seconds, MAX_POLL_SECONDS) * 1000 + 0.999))
+
+
 def duration_text(seconds: float) -> str:
-    """Return a duration for people: `0.4s`, `12s`, `3m10s`, `2h05m`, `3d04h`, `forever`."""
+    """Return a duration for people: `0.4s`, `9s`, `12s`, `3m10s`, `2h05m`, `3d04h`, `forever`."""
     seconds = max(0.0, seconds)
     if seconds == float("inf"):
         return "forever"
     if seconds < 10:
-        return f"{min(seconds, 9.9):.1f}s"
+        return f"{min(seconds, 9.9):.1f}".removesuffix(".0") + "s"
     whole = int(seconds)
     if whole < 60:
         return f"{whole}s"

@@ -9,9 +9,9 @@ import os
 import sys
 
 from maintlock import lease, names, options, outcome, process, signals, tokens
-from maintlock.errors import CommandError, Interrupted, LeaseHeld, MaintlockError, UnavailableError, UsageError
+from maintlock.errors import CommandError, Interrupted, LeaseHeld, MaintlockError, UsageError
 from maintlock.job import DEFAULT_GRACE_SECONDS, Ending, Job, Settings
-from maintlock.program import Wish, at_edge, granted, read_environ, settle
+from maintlock.program import Wish, at_edge, granted, print_about, read_environ, settle
 from maintlock.spawn import become
 from maintlock.terminal import is_foreground
 
@@ -37,7 +37,7 @@ def _run(argv: Sequence[str], voice: Voice) -> int:
     voice.log_format = said.log_format
     voice.verbosity = 1 if said.verbose else -1 if said.quiet else 0
     if said.help or said.version:
-        return _print_about(said)
+        return print_about(said, "maintlock-wrap")
     watch = signals.Signals(voice)
     if said.outcome is not None:
         outcome.clear(said.outcome)
@@ -163,23 +163,3 @@ def _write_not_run(said: Options, error: MaintlockError, voice: Voice) -> None:
         )
     except MaintlockError as failure:
         voice.error(str(failure))
-
-
-def _print_about(said: Options) -> int:
-    if said.help:
-        from maintlock import help as help_text
-
-        text = help_text.WRAP
-    else:
-        from maintlock import __version__
-
-        text = f"maintlock-wrap {__version__}\n"
-    content = text.encode()
-    try:
-        while content:
-            content = content[os.write(1, content) :]
-    except BrokenPipeError:
-        pass  # who reads the beginning only, wants no more
-    except OSError as error:
-        raise UnavailableError(f"standard output: cannot be written: {error.strerror}") from error
-    return 0

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 from prometheus_client.exposition import generate_latest
 
 import maintlock
-from maintlock import config, paths, wholefile
-from maintlock.errors import EXIT_USAGE, MaintlockError, UnavailableError, UsageError
+from maintlock import paths, wholefile
+from maintlock.command import Parser, read_config
+from maintlock.errors import UnavailableError, UsageError
 from maintlock.logs import log_as_json
-from maintlock.voice import Voice
+from maintlock.voice import Voice, print_text, report
 from maintlock_exporter.application import Application, hosts_of, registry_for
 from maintlock_exporter.collectors import Exporter
 from maintlock_exporter.scene import Scene
@@ -45,19 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program, and return its exit code."""
     try:
         return _run(_parser().parse_args(argv))
-    except MaintlockError as error:
-        Voice().error(str(error))
-        return error.exit_code
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]  # it exits all the same, with our code
-        Voice().error(f"{message}; see: maintlock-exporter --help")
-        sys.exit(EXIT_USAGE)
+    except Exception as error:  # noqa: BLE001  this is the edge
+        return report(error, Voice("maintlock-exporter"))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="maintlock-exporter",
         description="Tell Prometheus, and whoever opens the page, who has the lease. It only looks, and never locks.",
         epilog=EPILOG,
@@ -79,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(said: argparse.Namespace) -> int:
-    settings = config.load(config.find(said.config, os.environ, os.getcwd()))
+    settings = read_config(said)
     directory = paths.state_directory(said.state_dir, os.environ, settings.state_dir)
     watcher = Watcher(Scene(directory=directory, config=settings, started_at=time.time()))
     if said.once or said.textfile:
@@ -95,11 +89,7 @@ def _tell_once(watcher: Watcher, path: str | None, *, is_shown: bool) -> int:
     if path is not None:
         wholefile.write(path, metrics)
     if is_shown:
-        try:
-            sys.stdout.buffer.write(metrics)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read has seen enough
+        print_text(metrics.decode())
     return 0
 
 
@@ -108,8 +98,8 @@ def _serve(watcher: Watcher, address: str, port: int, allowed: Sequence[str]) ->
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # for all threads: the main one asks for them below
     try:
         server = Server((address, port), Application(watcher, hosts_of(address, allowed)))
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, UnicodeError, TypeError) as error:  # of a host's name that none can have
+        reason = getattr(error, "strerror", None) or str(error)
         raise UnavailableError(
             f"cannot listen on {address} port {port}: {reason}; choose another with --listen"
         ) from error

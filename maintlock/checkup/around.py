@@ -188,9 +188,9 @@ def _ledger(facts: Facts) -> Iterable[Finding]:
         with open_to_read(facts.directory):
             pass
     except LedgerUnavailable as error:
-        if "upgrade" in error.reason:
+        if error.kind == "newer":
             yield problem(str(error), _to_upgrade())
-        elif "has schema" in error.reason:
+        elif error.kind == "older":
             yield notice(str(error), facts.job(DEFAULT_LEASE, "sleep", "1"))
 
 

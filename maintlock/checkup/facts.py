@@ -58,11 +58,10 @@ def fine(text: str) -> Finding:
 
 
 def of_error(error: Exception, mend: str | None = None) -> Finding:
-    """Return an error as a problem; many of ours end in the command that mends them."""
+    """Return an error as a problem; many of ours carry the command that mends them."""
     if not isinstance(error, MaintlockError):
         return problem(f"{type(error).__name__}: {error}", mend)
-    text, _, command = str(error).rpartition("; run: ")
-    return problem(text, command) if text else problem(str(error), mend)
+    return problem(error.text, error.mend or mend)
 
 
 def quoted(*words: str) -> str:

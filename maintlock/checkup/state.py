@@ -25,10 +25,8 @@ DIRECTORY_MODE, FILE_MODE = 0o700, 0o600
 OURS = ("ledger.", "orchestrator.")
 ENDINGS = (".lock", ".queue", ".nested", ".json", ".json.tmp")
 FEW_BYTES = 16 << 20
-MUCH_WAITING_BYTES = (
-    128 * 1024
-)  # every job beyond a second drains, and every one beyond 32 KiB: more means that none can
-UPGRADE = "has schema"
+# Every job that takes longer than a second drains, and every one that finds more than 32 KiB: more means that none can.
+MUCH_WAITING_BYTES = 128 * 1024
 
 
 def configuration(facts: Facts) -> Iterable[Finding]:
@@ -136,8 +134,7 @@ def _sidecar(facts: Facts, places: Places, look: Custody) -> Iterable[Finding]:
         text = f"{places.sidecar}: is the record of another lease, {printable(fields['lease'])}"
         yield problem(text, quoted("rm", places.sidecar))
     elif (foreign := holder.of_other_kernel(places, reading)) is not None:
-        text, _, command = foreign.rpartition(", run: ")
-        yield problem(f"{text}, remove it", command)
+        yield of_error(foreign)
     elif reading.state in {"malformed", "unreadable"} or (
         reading.state == "missing" and look.state == "held" and look.grant
     ):
@@ -176,9 +173,9 @@ def _database(facts: Facts) -> Iterable[Finding]:
         with open_to_read(facts.directory) as db:
             (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
     except LedgerUnavailable as error:
-        if error.reason.startswith("corrupt"):
+        if error.kind == "corrupt":
             yield problem(f"{error}; {anew}", aside)
-        elif UPGRADE not in error.reason:  # that is told with the versions
+        elif error.kind not in {"older", "newer"}:  # that is told with the versions
             yield problem(str(error), quoted("ls", "-la", facts.directory))
         return
     if found != "ok":

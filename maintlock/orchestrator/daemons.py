@@ -19,6 +19,7 @@ from maintlock.model import replace
 from maintlock.orchestrator import children
 from maintlock.orchestrator.children import Child
 from maintlock.orchestrator.record import Started
+from maintlock.times import duration_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -84,7 +85,7 @@ class Daemon:
         self.died = replace(died.started, restarts=self.restarts, restart_at=time.time() + self.cooldown)
         code = died.exit_code
         how = "" if code is None else f" by signal {-code}" if code < 0 else f" with exit code {code}"
-        self.trouble = f"ended{how}; restarted after its cooldown of {self.cooldown:g}s"
+        self.trouble = f"ended{how}; restarted after its cooldown of {duration_text(self.cooldown)}"
         log.warning(
             "%s %s",
             self.settings.name,

@@ -7,6 +7,8 @@ import select
 import signal
 from typing import TYPE_CHECKING
 
+from maintlock.times import poll_milliseconds
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -30,7 +32,7 @@ class Waker:
         poll = select.poll()
         for fd in (self._read_fd, *others):
             poll.register(fd, select.POLLIN)
-        poll.poll(max(0, int(seconds * 1000 + 0.999)))
+        poll.poll(poll_milliseconds(seconds))
         try:
             return set(os.read(self._read_fd, 512))
         except BlockingIOError:

@@ -334,7 +334,7 @@ def test_a_git_that_hangs_is_ended(world: World) -> None:
     done = world.run("--timeout", "3s", PATH=f"{world.directory}/bin:{world.env['PATH']}")
     assert (done.returncode, done.stdout) == (
         1,
-        "../neo: failed: git fetch: has not ended within 3.0s, and was stopped; see --timeout\n",
+        "../neo: failed: git fetch: has not ended within 3s, and was stopped; see --timeout\n",
     )
     until(lambda: is_gone(int((world.neo / "hanging").read_text())))
 

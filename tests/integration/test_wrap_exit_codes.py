@@ -117,7 +117,7 @@ USAGE = [
     (["-t", "x", "--"], "no command given"),
     (["-t", "x", "--", ""], "the command is empty"),
     (["--", "true"], "no task given"),
-    (["-t"], "--task needs a value"),
+    (["-t"], "-t needs a value"),
     (["--task"], "--task needs a value"),
     (["-t", "", "--", "true"], "--task '': expected"),
     (["-t", "a/b", "--", "true"], "--task 'a/b': expected"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,7 +108,7 @@ def test_short_options_share_a_word() -> None:
     assert said("-ntx") == {"no_wait": True, "task": "x"}
     assert "--wait 'n'" in refusal("-wn", "--", "x")
     assert "unknown option -z" in refusal("-nz", "--", "x")
-    assert "--task needs a value" in refusal("-nt")
+    assert "-t needs a value" in refusal("-nt")
 
 
 def test_the_last_word_on_waiting_counts() -> None:
@@ -235,7 +236,7 @@ def test_version(lock: Headless) -> None:
         assert (done.returncode, done.stdout, done.stderr) == (0, f"maintlock-wrap {maintlock.__version__}\n", "")
 
 
-@pytest.mark.parametrize(("redirection", "code"), [(">&-", 73), (">/dev/full", 73), ("", 0)])
+@pytest.mark.parametrize(("redirection", "code"), [(">&-", 73), (">/dev/full", 73), ("", 128 + signal.SIGPIPE)])
 def test_help_to_nobody(lock: Headless, redirection: str, code: int) -> None:
     """--help to a closed, full or abandoned output is one line at most, no traceback (R9)."""
     read_end, write_end = os.pipe()
@@ -246,4 +247,4 @@ def test_help_to_nobody(lock: Headless, redirection: str, code: int) -> None:
     )  # fmt: skip
     os.close(write_end)
     assert done.returncode == code
-    assert "Traceback" not in done.stderr and done.stderr.count("\n") == (1 if code else 0)
+    assert "Traceback" not in done.stderr and done.stderr.count("\n") == (code == 73)

@@ -496,7 +496,7 @@ def test_lanes_are_bounded() -> None:
 @pytest.mark.parametrize(
     ("text", "mood", "fields"),
     [
-        ("got the lease, waited 3.0s, from npm", "plain", {"event": "acquired", "seconds": 3.0, "source": "npm"}),
+        ("got the lease, waited 3s, from npm", "plain", {"event": "acquired", "seconds": 3.0, "source": "npm"}),
         ("got the lease", "plain", {"event": "acquired", "seconds": 0.01}),
         ("completed, after 1m05s", "good", {"event": "released", "seconds": 65.0, "outcome": "completed"}),
         ("timed out, after 2h00m, exit code 124", "bad", {"event": "released", "seconds": 7200.0, "outcome": "timed_out", "exit_code": 124}),
