@@ -88,16 +88,14 @@ class _Acquisition:
     # Joining
 
     def _join_by_token(self) -> Joined | None:
-        token = tokens.own(self.environ, self.places, self.session_id)
-        if token is None and not tokens.is_inside(self.environ, self.places, self.session_id):
-            return None
-        parent = tokens.parent_task(self.environ)
-        self.request = replace(self.request, parent_task=parent)
+        token = tokens.innermost(self.environ, self.places.directory, self.session_id, lease=self.places.lease)
         if token is None:
-            return None  # inside a job of another lease
+            return None
         joined = self._join(lambda line: line.lease_id == token.lease_id)
+        if joined is not None and tokens.innermost(self.environ, self.places.directory, self.session_id) != token:
+            joined.parent_task = self._parent_task()  # a job of another lease, inside of this one
         if joined is None:
-            at = time.time()
+            at, parent = time.time(), self._parent_task()
             stale = events.new(
                 "token_stale",
                 at=at,
@@ -117,6 +115,16 @@ class _Acquisition:
             )
         return joined
 
+    def _parent_task(self) -> str | None:
+        """Return the task that this request is made inside of, be it of another lease."""
+        if self.request.parent_task is None and tokens.HELD in self.environ:
+            from maintlock import parents
+
+            self.request = replace(
+                self.request, parent_task=parents.of_environment(self.environ, self.places.directory)
+            )
+        return self.request.parent_task
+
     def _join_by_ancestry(self) -> Joined | None:
         lineage = {stat.pid: stat.start_ticks for stat in process.ancestors(os.getpid())}
         if self.lock_fd is not None:
@@ -126,7 +134,7 @@ class _Acquisition:
                 line.identity.boot_id == process.boot_id()
                 and (
                     lineage.get(line.identity.pid) == line.identity.start_ticks
-                    or holder.read_client(self.places, line) in lineage
+                    or holder.read_carrying_client(self.places, line) in lineage
                 )
             )
         )
@@ -332,7 +340,7 @@ class _Acquisition:
             pid=os.getpid(),
             reason_code=reason_code,
             blocked_by=blocker.task,
-            parent_task=self.request.parent_task,
+            parent_task=self._parent_task(),
             seconds=round(waited, 6),
         )
         pending.append(self.places.directory, [event])

@@ -15,11 +15,10 @@ from maintlock.entries import (
     STORED,
     as_natural,
     as_text,
-    end_id,
     entry_of,
     fence_of,
 )
-from maintlock.events import PRESENT, finished_id
+from maintlock.events import PRESENT, end_id, finished_id
 from maintlock.names import is_task_name
 from maintlock.rows import OF_PRESENT, collisions_of, grant_of, labels_text, state_of
 from maintlock.states import Collision, Grant, TaskState, task_after

@@ -97,8 +97,11 @@ def _held(grant: Lease | Joined, wish: Wish, client: ProcessIdentity, watch: sig
             watch.pause(None)
     except Interrupted as ended:
         number = ended.number
-    except OSError:
-        number = signals.PIPE  # the client does not read
+    except OSError as error:
+        number = signals.PIPE
+        watch.voice.error(
+            f"{grant.request.task}: the client does not read what hold says: {error.strerror}; the lease is given back"
+        )
     ending = _ending(client, watch.heard)
     if number == signals.CLOSED and ending[1] == UNKNOWN:
         number = _last_signal(watch)

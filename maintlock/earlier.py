@@ -33,6 +33,7 @@ class Earlier:
         self.content = b""
         self.line: Line | None = None
         self.reading = sidecar.Reading(state="missing")
+        self.inside: Line | None = None  # the grant whose job, which has lost its wrapper, makes this request
         self._told: str | None = None
 
     @property
@@ -64,9 +65,12 @@ class Earlier:
         if not _is_from_here(line):
             return None
         leaders = holder.leaders_of(line, reading.fields) if line is not None else frozenset()
-        living = survivors.find(self.places, line, leaders)
+        exempt = survivors.Exempt()
+        living = survivors.find(self.places, line, leaders, exempt=exempt)
         if living and line is None:
             line = self._line_beside(reading, living)
+        elif not living and line is not None and exempt.is_part_of(self.places, line):
+            self.inside = line
         return holder.of_survivors(line, living, reading.fields) if living else None
 
     def _line_beside(self, reading: Reading, living: list[Stat]) -> Line | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from maintlock.events import acquired_id, end_id
 from maintlock.names import is_lease_name
 from maintlock.times import epoch_seconds
 
@@ -99,7 +100,7 @@ def entry_of(event: Mapping[str, object]) -> Entry | None:
     if kind in {"acquired", "released"}:
         if not lease_id or entry["lease"] is None:
             return None
-        entry["id"] = f"{lease_id}:acquired" if kind == "acquired" else end_id(lease_id)
+        entry["id"] = acquired_id(lease_id) if kind == "acquired" else end_id(lease_id)
     if kind == "released":
         entry["outcome"] = outcome if outcome in RELEASE_OUTCOMES else "unknown"
     elif kind == "stale_cleaned" and lease_id and outcome:
@@ -109,11 +110,6 @@ def entry_of(event: Mapping[str, object]) -> Entry | None:
     elif kind in {"collision", "collision_cleared"} and entry["reason_code"]:
         entry["reason_code"] = entry["reason_code"].replace("-", "_")
     return entry
-
-
-def end_id(lease_id: str) -> str:
-    """Return the id of a grant's one end."""
-    return f"{lease_id}:end"
 
 
 def outcome_of(entry: Entry) -> str | None:

@@ -28,6 +28,16 @@ def new_id() -> str:
     return os.urandom(12).hex()
 
 
+def acquired_id(lease_id: str) -> str:
+    """Return the id of a grant's beginning."""
+    return f"{lease_id}:acquired"
+
+
+def end_id(lease_id: str) -> str:
+    """Return the id of a grant's one end."""
+    return f"{lease_id}:end"
+
+
 def present_id(started_id: str) -> str:
     """Return the id of a joined job's presence, from that of its beginning."""
     return started_id + PRESENT
@@ -45,13 +55,13 @@ def new(event: str, /, *, at: float, lease: str, event_id: str | None = None, **
 
 def acquired(lease: str, line: Line, *, reason: str | None, waited_seconds: float | None) -> Event:
     """Return the beginning of a grant."""
-    told = new("acquired", event_id=f"{line.lease_id}:acquired", at=line.started_at, lease=lease)
+    told = new("acquired", event_id=acquired_id(line.lease_id), at=line.started_at, lease=lease)
     return told | _about(line, reason) | {"seconds": waited_seconds}
 
 
 def ended(lease: str, line: Line, *, event: str, outcome: str, at: float, reason: str | None = None) -> Event:
     """Return the one end of a grant: `released`, or `stale_cleaned` after a crash."""
-    told = new(event, event_id=f"{line.lease_id}:end", at=at, lease=lease)
+    told = new(event, event_id=end_id(line.lease_id), at=at, lease=lease)
     seconds = max(0.0, line.ended_at - line.started_at) if line.ended_at is not None else None
     return told | _about(line, reason) | {"seconds": seconds, "exit_code": line.exit_code, "outcome": outcome}
 

@@ -34,11 +34,14 @@ def open_file(path: str) -> int:
         raise paths.open_failure(path, error) from error
     if fd < FIRST_OWN_DESCRIPTOR:
         fd = moved_up(fd)
+    found = os.fstat(fd)
     try:
-        paths.check_trusted(path, os.fstat(fd))
+        paths.check_trusted(path, found)
     except RefusedError:
         os.close(fd)
         raise
+    if found.st_mode & 0o600 != 0o600:
+        os.fchmod(fd, 0o600)  # the umask took more than it should
     return fd
 
 
@@ -69,6 +72,18 @@ def moved_up(fd: int) -> int:
 def duplicated(fd: int) -> int:
     """Return another descriptor of the same open file description, close-on-exec and none of the standard three."""
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FIRST_OWN_DESCRIPTOR)
+
+
+def inherited(path: str) -> list[int]:
+    """Return the descriptors of a lock file that we were started with: the job that we are inside of was handed them."""
+    found = []
+    for name in os.listdir("/dev/fd"):
+        try:
+            if os.get_inheritable(int(name)) and is_current(int(name), path):
+                found.append(int(name))
+        except OSError:
+            continue  # the one that the listing itself had open
+    return found
 
 
 def try_lock(fd: int, *, shared: bool = False) -> bool:

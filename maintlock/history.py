@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from maintlock import pending
 from maintlock.book import COLLISIONS, TASKS, Book, laid_over
 from maintlock.entries import EVENTS, FIELDS, PUBLIC, as_seconds, as_text, entry_of, fence_of
+from maintlock.events import acquired_id
 from maintlock.ledger import LedgerUnavailable, open_nothing, open_to_read
+from maintlock.names import is_task_name
 from maintlock.rows import OF_PRESENT, collisions_of, labels_of, state_of
 from maintlock.tally import cumulated
 from maintlock.times import rfc3339
@@ -167,6 +169,20 @@ def highest_fence(directory: str, lease: str) -> int:
     except LedgerUnavailable:
         entries = [entry for entry in map(entry_of, waiting) if entry is not None and entry["lease"] == lease]
         return max(map(fence_of, entries), default=0)
+
+
+def task_of_grant(directory: str, lease_id: str) -> str | None:
+    """Return the task that a grant was of, None where its beginning is not on record.
+
+    Raises:
+        LedgerUnavailable: It cannot be read.
+    """
+    beginning = acquired_id(lease_id)
+    told = next((event.get("task") for event in pending.read(directory) if event["id"] == beginning), None)
+    with open_to_read(directory) as db:
+        row = db.execute("SELECT task FROM events WHERE id = ?", (beginning,)).fetchone()
+    task = told if row is None else row[0]
+    return task if isinstance(task, str) and is_task_name(task) else None
 
 
 def typical_seconds(directory: str, lease: str, task: str) -> float | None:

@@ -10,7 +10,7 @@ import stat
 import time
 
 from maintlock import line as line_file
-from maintlock import process, sidecar, survivors
+from maintlock import locktable, process, sidecar, survivors
 from maintlock.errors import UnavailableError
 from maintlock.model import record, replace
 from maintlock.redact import printable
@@ -122,15 +122,19 @@ def ended(line: Line | None) -> bool:
 
 
 def leaders_of(line: Line, fields: Mapping[str, Any] | None) -> frozenset[int]:
-    """Return the process groups that a grant's job may be in: its own, or its wrapper's."""
+    """Return the process groups that a grant's job may be in: one of its own, or its wrapper's."""
     job = fields.get("job_pid") if fields is not None and fields["lease_id"] == line.lease_id else None
-    return frozenset(pid for pid in (line.identity.pid, job) if pid)
+    return frozenset(pid for pid in (line.identity.pid, line.group, job) if pid)
 
 
-def read_client(places: Places, line: Line) -> int | None:
-    """Return the process that a coprocess holds the grant of `line` for, while it lives."""
+def read_carrying_client(places: Places, line: Line) -> int | None:
+    """Return the client of a coprocess that carries the lock of this grant too (`--fd`), while it lives."""
     fields = read_sidecar(places).fields
-    return client_in(fields) if fields is not None and fields["lease_id"] == line.lease_id else None
+    client = client_in(fields) if fields is not None and fields["lease_id"] == line.lease_id else None
+    carries = client is not None and any(
+        carried.is_on(_read_stat(places.lock)) for carried in locktable.read_carried(client, places.lock) or ()
+    )
+    return client if carries else None
 
 
 def client_in(fields: Mapping[str, Any]) -> int | None:
@@ -174,7 +178,7 @@ def holds_elsewhere(path: str, pid: int, lease_id: str) -> bool | None:
         numbers = os.listdir(f"{base}/fd")
     except OSError:
         return None
-    there = _inode(path)
+    there = _read_stat(path)
     for number in numbers:
         try:
             found = os.stat(f"{base}/fd/{number}")
@@ -182,7 +186,7 @@ def holds_elsewhere(path: str, pid: int, lease_id: str) -> bool | None:
             continue  # closed meanwhile
         # What has another size is no lock file, and perhaps our own ledger: to open and close that would take SQLite's locks.
         is_like_it = stat.S_ISREG(found.st_mode) and found.st_size == line_file.WIDTH
-        if is_like_it and (found.st_dev, found.st_ino) != there:
+        if is_like_it and not (there is not None and os.path.samestat(found, there)):
             line = line_file.decoded(process.read_bytes(f"{base}/fd/{number}", line_file.WIDTH) or b"")
             is_of_grant = line is not None and line.lease_id == lease_id
             if is_of_grant and "FLOCK" in (process.read_text(f"{base}/fdinfo/{number}") or ""):
@@ -190,9 +194,8 @@ def holds_elsewhere(path: str, pid: int, lease_id: str) -> bool | None:
     return False
 
 
-def _inode(path: str) -> tuple[int, int] | None:
+def _read_stat(path: str) -> os.stat_result | None:
     try:
-        found = os.stat(path, follow_symlinks=False)
+        return os.stat(path, follow_symlinks=False)
     except OSError:
         return None  # moved away, and nothing put in its place
-    return found.st_dev, found.st_ino

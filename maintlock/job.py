@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 
-from maintlock import process, signals, spawn, survivors, terminal, tokens
+from maintlock import flock, process, signals, spawn, survivors, terminal, tokens
 from maintlock.errors import EXIT_SIGNAL_BASE, EXIT_TIMED_OUT
 from maintlock.holder import leaders_of
 from maintlock.lease import Joined, Lease
@@ -85,7 +85,8 @@ class Job:
             CommandError: It cannot be started.
         """
         fd = self.grant.fd if isinstance(self.grant, Lease) and self.settings.passes_descriptor else None
-        environ = tokens.merged(environ, self.grant.environment(environ, fd=fd))
+        passed = self._inherited_descriptor() if isinstance(self.grant, Joined) else fd
+        environ = tokens.merged(environ, self.grant.environment(environ, fd=passed))
         self.watch.leave_stopping_to_job()
         if fd is not None:
             os.set_inheritable(fd, True)  # noqa: FBT003  the standard library's signature
@@ -100,6 +101,15 @@ class Job:
                 os.set_inheritable(fd, False)  # noqa: FBT003  as above
         if self.settings.max_runtime_seconds is not None:
             self.overdue_at = time.monotonic() + self.settings.max_runtime_seconds
+
+    def _inherited_descriptor(self) -> int | None:
+        """Return the descriptor of the lock that we were handed as part of an outer job, unless ours is not to have it."""
+        inherited = flock.inherited(self.grant.places.lock)
+        if self.settings.passes_descriptor:
+            return inherited[0] if inherited else None
+        for fd in inherited:
+            os.set_inheritable(fd, False)  # noqa: FBT003  as above
+        return None
 
     def run(self) -> Ending:
         """Wait until nothing of the job works any more, and no joined job either."""

@@ -41,7 +41,15 @@ class Lease:
     told_whole = ""  # the last grant whose beginning and end this process has entered: nobody needs to tell them again
 
     def __init__(
-        self, places: Places, request: Request, line: Line, fields: dict[str, Any], fd: int, nested_fd: int
+        self,
+        places: Places,
+        request: Request,
+        line: Line,
+        fields: dict[str, Any],
+        fd: int,
+        nested_fd: int,
+        *,
+        inside: Line | None = None,
     ) -> None:
         self.places = places
         self.request = request
@@ -50,6 +58,7 @@ class Lease:
         self.fd = fd
         self._fields = fields
         self.nested_fd = nested_fd
+        self._inside = inside  # the grant of a job that has lost its wrapper, goes on, and has made this request
         self._begun = time.monotonic()
         self._begin_is_told = False
         self.waited_as: Event | None = None  # the presence of a waiter, which ends with our beginning
@@ -101,10 +110,6 @@ class Lease:
         self.line = replace(
             self.line, outcome=outcome, exit_code=exit_code, ended_at=max(time.time(), self.line.started_at)
         )
-        try:
-            line_file.write(self.fd, self.line)
-        except OSError:
-            pass  # the next holder will have to look for survivors; ours is told in the ledger
         ended = {
             **events.ended(
                 self.places.lease,
@@ -116,6 +121,7 @@ class Lease:
             ),
             "seconds": round(self.held_seconds, 6),
         }
+        self._leave_line(ended)
         if flock.is_current(self.fd, self.places.lock):
             self._remove_sidecar()
         else:
@@ -123,6 +129,20 @@ class Lease:
         flock.unlock_and_close(self.nested_fd)  # first, or the next holder would find it locked for a moment
         flock.unlock_and_close(self.fd)
         return ended
+
+    def _leave_line(self, ended: Event) -> None:
+        """Put our end into the line; or, where a job goes on that has lost its wrapper, its own grant again.
+
+        Then our end does not stand there, so it is told beforehand, and the next request looks for that job once more.
+        """
+        left = self.line
+        if self._inside is not None:
+            self.record_end(ended)
+            left = replace(self._inside, fence=self.line.fence)
+        try:
+            line_file.write(self.fd, left)
+        except OSError:
+            pass  # the next holder will have to look for survivors; our end is told in the ledger
 
     def _remove_sidecar(self) -> None:
         try:
@@ -152,6 +172,7 @@ class Joined:
         self.owner_pid = os.getpid()
         self._id = events.new_id()
         self._present = presence(places, request, "nested", event_id=events.present_id(self._id))
+        self.parent_task = request.parent_task  # looked up once its own job has begun, where it is not known yet
         self._begun = time.monotonic()
 
     @property
@@ -164,17 +185,16 @@ class Joined:
         """A joined job waits for nobody."""
         return 0.0
 
-    @property
-    def parent_task(self) -> str:
-        """The task that it runs inside of."""
-        return self.request.parent_task or self.line.task
-
     def environment(self, environ: Mapping[str, str], *, fd: int | None = None) -> dict[str, str]:
         """Return what a child's environment needs to be known as part of this work."""
         return tokens.environment(environ, self.places, self.line, task=self.request.task, fd=fd)
 
     def record_begin(self) -> None:
         """Enter the beginning into the ledger, with the mode: it says how an end that nobody tells is to be called."""
+        if self.parent_task is None:
+            from maintlock import parents
+
+            self.parent_task = parents.of_grant(self.places, self.line.lease_id) or self.line.task
         started = self._event("nested_started", self._id, detail=self.request.mode)
         pending.append(self.places.directory, [started, self._present])
 

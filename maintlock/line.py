@@ -11,11 +11,12 @@ import os
 
 from maintlock.model import Line, ProcessIdentity
 from maintlock.names import is_lease_name, is_task_name
+from maintlock.paths import NO_DESCRIPTOR_LEFT, open_failure
 
 WIDTH = 480
 MAGIC = "maintlock1"
 NONE = "-"
-FIELDS = 17
+FIELDS = 18
 MAX_NUMBER = 2**53  # beyond it, somebody else wrote this
 _known: dict[bytes, Line] = {}  # the last one that this process has written
 MAX_MILLISECONDS = 253_402_300_799_999  # the end of the year 9999, which is the last that RFC 3339 can write
@@ -37,6 +38,7 @@ def encoded(line: Line) -> bytes:
         identity.boot_id,
         identity.pid_namespace,
         round(line.started_at * 1000),
+        line.group,
         line.outcome,
         NONE if line.exit_code is None else line.exit_code,
         NONE if line.ended_at is None else round(line.ended_at * 1000),
@@ -84,9 +86,10 @@ def _decoded(content: bytes) -> Line | None:
                 pid=_number(value[7]), start_ticks=_number(value[8]), boot_id=value[9], pid_namespace=value[10]
             ),
             started_at=_number(value[11], MAX_MILLISECONDS) / 1000,
-            outcome=value[12],
-            exit_code=_number(value[13]) if value[13] else None,
-            ended_at=_number(value[14], MAX_MILLISECONDS) / 1000 if value[14] else None,
+            group=_number(value[12]),
+            outcome=value[13],
+            exit_code=_number(value[14]) if value[14] else None,
+            ended_at=_number(value[15], MAX_MILLISECONDS) / 1000 if value[15] else None,
         )
     except ValueError:
         return None
@@ -105,10 +108,16 @@ def read(fd: int) -> Line | None:
 
 
 def read_path(path: str) -> Line | None:
-    """Return the record of a lock file that is not ours to lock: opened for reading only, and never waited for."""
+    """Return the record of a lock file that is not ours to lock: opened for reading only, and never waited for.
+
+    Raises:
+        UnavailableError: There was no descriptor left to open it with.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
+    except OSError as error:
+        if error.errno in NO_DESCRIPTOR_LEFT:
+            raise open_failure(path, error) from error  # an empty line says something else
         return None
     try:
         return read(fd)

@@ -69,7 +69,7 @@ class ProcessIdentity:
 class Line:
     """The one record inside `<lease>.lock`: the grant that holds the lock, or the last that did.
 
-    Times are seconds since the epoch. `outcome`, `exit_code` and `ended_at` are unset until the grant has ended cleanly.
+    `group` is the process group of its job where that is the holder's own too, else 0. Times are seconds since the epoch. `outcome`, `exit_code` and `ended_at` are unset until the grant has ended cleanly.
     """
 
     fence: int
@@ -81,6 +81,7 @@ class Line:
     mode: str
     identity: ProcessIdentity
     started_at: float
+    group: int = 0
     outcome: str = ""
     exit_code: int | None = None
     ended_at: float | None = None

@@ -20,6 +20,7 @@ APPLICATION = "maintlock"
 PENDING_FILES = ("ledger.pending", "ledger.pending.1", "ledger.pending.2", "ledger.pending.3")
 RECORDS = ("ledger.db", "ledger.db-wal", "ledger.db-shm", *PENDING_FILES, "ledger.dropped")
 _local: set[tuple[str, int]] = set()  # directories, and the devices that they were found on
+NO_DESCRIPTOR_LEFT = frozenset({errno.EMFILE, errno.ENFILE})
 REFUSED_ERRNOS = frozenset({errno.EACCES, errno.EPERM, errno.ELOOP, errno.EISDIR, errno.ENXIO})
 
 
@@ -70,12 +71,15 @@ def default_state_directory(environ: Mapping[str, str]) -> str:
 def state_directory(option: str | None, environ: Mapping[str, str], configured: str | None) -> str:
     """Return the absolute state directory: option, environment, configuration, default; first hit wins.
 
+    Symlinks on the way to it are resolved, so that one directory has one name; a symlink in its own place is refused later.
+
     Raises:
         UnavailableError: There is no home directory, or no working directory, to find it in.
     """
     chosen = option or environ.get("MAINTLOCK_STATE_DIR") or configured or default_state_directory(environ)
     try:
-        return os.path.abspath(chosen)
+        parent, name = os.path.split(os.path.abspath(chosen))
+        return os.path.join(os.path.realpath(parent), name)
     except OSError as error:
         raise UnavailableError(f"{chosen}: is relative, and the working directory is gone: {error.strerror}") from error
 
@@ -118,7 +122,9 @@ def _make(directory: str) -> None:
         try:
             os.mkdir(path, mode=0o700)
         except FileExistsError:
-            pass  # somebody else has made it meanwhile: who it belongs to is judged anyway
+            continue  # somebody else has made it meanwhile: who it belongs to is judged anyway
+        if os.lstat(path).st_mode & 0o700 != 0o700:
+            os.chmod(path, 0o700)  # the umask took more than it should
 
 
 def check_trusted(path: str, found: os.stat_result, *, directory: bool = False, root_may_own: bool = False) -> None:
@@ -190,4 +196,6 @@ def open_failure(path: str, error: OSError) -> MaintlockError:
         return RefusedError(
             f"{path}: {error.strerror}; it and its directory must be yours, see: {_command('ls', '-ld', os.path.dirname(path))}"
         )
+    if error.errno in NO_DESCRIPTOR_LEFT:
+        return UnavailableError(f"{path}: {error.strerror}; see: ulimit -n")
     return UnavailableError(f"{path}: {error.strerror}; see: {_command('df', os.path.dirname(path))}")

@@ -10,6 +10,7 @@ import os
 import sys
 
 from maintlock.model import ProcessIdentity, record
+from maintlock.paths import NO_DESCRIPTOR_LEFT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ PF_EXITING, PF_KTHREAD = 0x4, 0x200000  # linux/sched.h
 _constants: dict[str, str] = {}  # what cannot change while this process lives
 _subreapers: dict[int, bool] = {}  # whether we are one, by our pid
 _own: dict[int, tuple[ProcessIdentity, float | None]] = {}
-MAX_ENVIRON = 4 * 1024 * 1024  # the kernel's own bound is a quarter of the stack limit, 2 MiB by default
+MAX_ENVIRON = 8 << 20  # the kernel's own bound is 6 MiB, and 2 MiB by default (execve(2))
+_blind = [0]
 
 
 @record(frozen=True, kw_only=True)
@@ -67,7 +69,8 @@ def read_bytes(path: str, limit: int = 65536) -> bytes | None:
     """Return up to `limit` bytes of a file of the kernel, or None where it is not to be had."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
+    except OSError as error:
+        _note_blindness(error)
         return None
     try:
         parts = []
@@ -79,6 +82,18 @@ def read_bytes(path: str, limit: int = 65536) -> bytes | None:
         return None
     finally:
         os.close(fd)
+
+
+def times_blind() -> int:
+    """Return how often something could not be looked at because there was no descriptor left for it.
+
+    Whoever must not take that for "nobody is there" compares the number before and after a look.
+    """
+    return _blind[0]
+
+
+def _note_blindness(error: OSError) -> None:
+    _blind[0] += error.errno in NO_DESCRIPTOR_LEFT
 
 
 def has_proc() -> bool:
@@ -193,8 +208,8 @@ def read_pids() -> list[int]:
     """Return all process ids that we can see."""
     try:
         return [int(name) for name in os.listdir(PROC) if name.isdigit()]
-    except OSError:
-        pass
+    except OSError as error:
+        _note_blindness(error)
     try:
         import psutil
 
@@ -302,7 +317,8 @@ def read_environ(stat: Stat) -> bytes | None:
     if stat.state in "ZXx":  # the leader has ended, its threads have not: they have the environment
         try:
             threads = [f"{base}/task/{tid}" for tid in os.listdir(f"{base}/task") if tid != str(stat.pid)]
-        except OSError:
+        except OSError as error:
+            _note_blindness(error)
             return b""
         return next((found for thread in threads if (found := read_bytes(f"{thread}/environ", MAX_ENVIRON))), b"")
     found = read_bytes(f"{base}/environ", MAX_ENVIRON)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 
-from maintlock import events, flock, identity, pending, process, sidecar
+from maintlock import events, flock, identity, pending, process, sidecar, terminal
 from maintlock import line as line_file
 from maintlock.errors import UnavailableError
 from maintlock.lease import Lease
@@ -53,7 +53,7 @@ def put_on_record(earlier: Earlier, request: Request, *, waited_seconds: float, 
             f"{places.sidecar}: cannot be put on record: {error.strerror}; the job was not run; see: df {places.directory}"
         ) from error
     flock.unlock(earlier.nested_fd)
-    return Lease(places, request, line, fields, earlier.fd, earlier.nested_fd)
+    return Lease(places, request, line, fields, earlier.fd, earlier.nested_fd, inside=earlier.inside)
 
 
 def _tell_of_last_grant(
@@ -87,6 +87,7 @@ def _new_line(places: Places, request: Request, last: Line | None, beside: Line 
         mode=request.mode,
         identity=process.own_identity(),
         started_at=now,
+        group=os.getpgrp() if request.mode != "supervised" or terminal.is_foreground() else 0,
     )
 
 

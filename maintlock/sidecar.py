@@ -9,6 +9,7 @@ import stat
 from maintlock.jsontext import encoded_object
 from maintlock.model import Line, ProcessIdentity, record
 from maintlock.names import is_lease_name, is_task_name
+from maintlock.paths import NO_DESCRIPTOR_LEFT, open_failure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -121,12 +122,18 @@ def remove(path: str) -> None:
 
 
 def read(path: str) -> Reading:
-    """Return what stands in the sidecar's place, whatever that is."""
+    """Return what stands in the sidecar's place, whatever that is.
+
+    Raises:
+        UnavailableError: There was no descriptor left to open it with.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | FLAGS)
     except FileNotFoundError:
         return Reading(state="missing")
-    except OSError:
+    except OSError as error:
+        if error.errno in NO_DESCRIPTOR_LEFT:
+            raise open_failure(path, error) from error  # whose lease it is would be decided without it
         return Reading(state="unreadable")
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):

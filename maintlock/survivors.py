@@ -10,6 +10,7 @@ import os
 import time
 
 from maintlock import process
+from maintlock.errors import UnavailableError
 from maintlock.tokens import HELD, STATE_DIR, parsed
 
 TYPE_CHECKING = False
@@ -23,37 +24,60 @@ LOOK_SECONDS = 0.001  # and twice as long at each further look
 
 
 def find(
-    places: Places, line: Line | None, leaders: frozenset[int] = frozenset(), *, and_ancestors: bool = False
+    places: Places,
+    line: Line | None,
+    leaders: frozenset[int] = frozenset(),
+    *,
+    and_ancestors: bool = False,
+    exempt: Exempt | None = None,
 ) -> list[Stat]:
     """Return the survivors of the last grant: found in one pass or, if that finds none, in a second one.
 
     With no line (empty or bad) they are those of any grant of this lease and state directory. `leaders` are the process
     groups of the job: a process whose environment is not readable counts if it is in one of them. In the job's session, one
     that is still executing a program after several looks counts too. We ourselves and our ancestors are never survivors
-    to a request of ours; who only looks wants to see the ancestors too.
+    to a request of ours, and `exempt` knows afterwards who of them would have been; who only looks wants to see the
+    ancestors too.
+
+    Raises:
+        UnavailableError: There was no descriptor left to look with.
     """
     if line is not None and line.hold_until == "main":
         return []
-    exempt = _Exempt(and_ancestors=and_ancestors)
-    return _one_pass(places, line, leaders, exempt) or _one_pass(places, line, leaders, exempt)
+    exempt = Exempt(and_ancestors=and_ancestors) if exempt is None else exempt
+    blind = process.times_blind()
+    found = _one_pass(places, line, leaders, exempt) or _one_pass(places, line, leaders, exempt)
+    if not found and process.times_blind() != blind:
+        raise UnavailableError(
+            "whether anything of the last job still works cannot be seen: too many open files; see: ulimit -n"
+        )
+    return found
 
 
-class _Exempt:
+class Exempt:
     """We ourselves and our ancestors, who are looked for only once somebody comes into question: a waiter is in a hurry."""
 
-    def __init__(self, *, and_ancestors: bool) -> None:
+    def __init__(self, *, and_ancestors: bool = False) -> None:
+        self.met: set[int] = set()  # who came into question
         self._us = os.getpid()
         self._ancestors: frozenset[int] | None = frozenset() if and_ancestors else None
 
     def __contains__(self, pid: int) -> bool:
-        if pid == self._us:
-            return True
-        if self._ancestors is None:
-            self._ancestors = frozenset(stat.pid for stat in process.ancestors(self._us))
-        return pid in self._ancestors
+        if pid != self._us:
+            if self._ancestors is None:
+                self._ancestors = frozenset(stat.pid for stat in process.ancestors(self._us))
+            if pid not in self._ancestors:
+                return False
+        self.met.add(pid)
+        return True
+
+    def is_part_of(self, places: Places, line: Line) -> bool:
+        """Tell whether one of those who came into question carries this grant, as parts of its job do."""
+        stats = [stat for stat in map(process.read_stat, self.met) if stat is not None]
+        return any(carries(process.read_environ(stat) or b"", places, line, stat.sid) for stat in stats)
 
 
-def _one_pass(places: Places, line: Line | None, leaders: frozenset[int], exempt: _Exempt) -> list[Stat]:
+def _one_pass(places: Places, line: Line | None, leaders: frozenset[int], exempt: Exempt) -> list[Stat]:
     found, unclear = _sorted_out(places, line, leaders, process.read_pids(), exempt)
     for look in range(LOOKS):
         if not unclear:
@@ -67,7 +91,7 @@ def _one_pass(places: Places, line: Line | None, leaders: frozenset[int], exempt
 
 
 def _sorted_out(
-    places: Places, line: Line | None, leaders: frozenset[int], pids: list[int], exempt: _Exempt
+    places: Places, line: Line | None, leaders: frozenset[int], pids: list[int], exempt: Exempt
 ) -> tuple[list[Stat], list[int]]:
     """Return those that are survivors, and those whose environment is empty so far."""
     found, unclear = [], []

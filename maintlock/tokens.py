@@ -7,7 +7,7 @@ the same grant as unended.
 from __future__ import annotations
 
 from maintlock.model import record
-from maintlock.names import is_lease_name, is_task_name
+from maintlock.names import is_lease_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 HELD = "MAINTLOCK_HELD"
 STATE_DIR = "MAINTLOCK_STATE_DIR"
-TASK = "MAINTLOCK_TASK"
 DESCRIPTOR = "MAINTLOCK_FD"
 
 
@@ -51,28 +50,20 @@ def parsed(held: str) -> list[Token]:
     return found
 
 
-def own(environ: Mapping[str, str], places: Places, session_id: int) -> Token | None:
-    """Return the grant of this lease that our environment carries in our session: the innermost, if there are several.
+def of_session(environ: Mapping[str, str], directory: str, session_id: int) -> list[Token]:
+    """Return the grants that our environment carries in our session, outermost first.
 
     A token of another state directory is a token of another lock.
     """
-    if environ.get(STATE_DIR, places.directory) != places.directory:
-        return None
-    matching = [token for token in parsed(environ.get(HELD, "")) if token.lease == places.lease]
-    return next((token for token in reversed(matching) if token.session_id == session_id), None)
+    if environ.get(STATE_DIR, directory) != directory:
+        return []
+    return [token for token in parsed(environ.get(HELD, "")) if token.session_id == session_id]
 
 
-def is_inside(environ: Mapping[str, str], places: Places, session_id: int) -> bool:
-    """Tell whether our environment carries a grant of any lease of this state directory in our session."""
-    if environ.get(STATE_DIR, places.directory) != places.directory:
-        return False
-    return any(token.session_id == session_id for token in parsed(environ.get(HELD, "")))
-
-
-def parent_task(environ: Mapping[str, str]) -> str | None:
-    """Return the task that we are inside of, as the environment has it."""
-    task = environ.get(TASK, "")
-    return task if is_task_name(task) else None
+def innermost(environ: Mapping[str, str], directory: str, session_id: int, *, lease: str | None = None) -> Token | None:
+    """Return the innermost grant, of this lease or of any, that our environment carries in our session."""
+    found = of_session(environ, directory, session_id)
+    return next((token for token in reversed(found) if lease in {None, token.lease}), None)
 
 
 def environment(environ: Mapping[str, str], places: Places, line: Line, *, task: str, fd: int | None) -> dict[str, str]:
@@ -82,7 +73,7 @@ def environment(environ: Mapping[str, str], places: Places, line: Line, *, task:
     added = {
         "MAINTLOCK_LEASE": places.lease,
         "MAINTLOCK_LEASE_ID": line.lease_id,
-        TASK: task,
+        "MAINTLOCK_TASK": task,
         "MAINTLOCK_FENCE": str(line.fence),
         STATE_DIR: places.directory,
         HELD: " ".join(str(token) for token in [*around, ours]),

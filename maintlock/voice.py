@@ -12,6 +12,7 @@ import select
 from maintlock import terminal
 from maintlock.errors import EXIT_INTERNAL, EXIT_SIGNAL_BASE, EXIT_UNAVAILABLE, MaintlockError
 from maintlock.jsontext import encoded_object
+from maintlock.paths import NO_DESCRIPTOR_LEFT
 from maintlock.redact import printable
 from maintlock.times import now_text
 
@@ -97,7 +98,7 @@ def report(error: Exception, voice: Voice) -> int:
     if isinstance(error, BrokenPipeError):
         give_up_stdout()  # whoever read has seen enough
         return EXIT_SIGNAL_BASE + SIGPIPE
-    if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
+    if isinstance(error, OSError) and error.errno in NO_DESCRIPTOR_LEFT:
         return _unavailable(f"{error.strerror}; see: ulimit -n", voice)
     if isinstance(error, OSError) and error.filename is not None:
         return _unavailable(f"{os.fsdecode(error.filename)}: {error.strerror}", voice)

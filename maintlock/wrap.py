@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
-from maintlock import lease, names, options, outcome, process, signals, tokens
+from maintlock import flock, lease, names, options, outcome, process, signals, tokens
 from maintlock.errors import CommandError, Interrupted, LeaseHeld, MaintlockError, UsageError
 from maintlock.job import DEFAULT_GRACE_SECONDS, Ending, Job, Settings
 from maintlock.program import Wish, at_edge, granted, print_about, read_environ, settle
@@ -41,7 +42,7 @@ def _run(argv: Sequence[str], voice: Voice) -> int:
     watch = signals.Signals(voice)
     if said.outcome is not None:
         outcome.clear(said.outcome)
-    grant = None
+    grant, began = None, time.monotonic()
     try:
         options.check_together(said)
         wish = Wish(said, read_environ(), voice)
@@ -55,7 +56,7 @@ def _run(argv: Sequence[str], voice: Voice) -> int:
         return _run_job(wish, grant, watch)
     except MaintlockError as error:
         if grant is None:
-            _write_not_run(said, error, voice)
+            _write_not_run(said, error, voice, waited_seconds=time.monotonic() - began)
         raise
 
 
@@ -109,11 +110,12 @@ def _run_exec(wish: Wish, grant: Lease | Joined, watch: signals.Signals) -> NoRe
     """Become the command. Only a failure to do so returns from here."""
     grant.record_begin()
     kept: int | None
+    passed: int | None
     if isinstance(grant, lease.Lease):
         grant.describe_job(os.getpid())
         kept = passed = grant.fd
     else:
-        kept, passed = grant.nested_fd, None
+        kept, passed = grant.nested_fd, next(iter(flock.inherited(grant.places.lock)), None)
     if kept is not None:
         os.set_inheritable(kept, True)  # noqa: FBT003  the standard library's signature
     try:
@@ -147,7 +149,7 @@ def _finish(wish: Wish, grant: Lease | Joined, ending: Ending) -> None:
     settle(grant.places, wish.config.history, held_seconds)
 
 
-def _write_not_run(said: Options, error: MaintlockError, voice: Voice) -> None:
+def _write_not_run(said: Options, error: MaintlockError, voice: Voice, *, waited_seconds: float) -> None:
     if said.outcome is None:
         return
     held = error if isinstance(error, LeaseHeld) else None
@@ -158,7 +160,7 @@ def _write_not_run(said: Options, error: MaintlockError, voice: Voice) -> None:
             exit_code=error.exit_code,
             task=said.task or names.task_from_npm(os.environ.get("npm_lifecycle_event", "")) or None,
             reason_code=held.reason_code if held else None,
-            waited_seconds=held.waited_seconds if held else 0.0,
+            waited_seconds=held.waited_seconds if held else waited_seconds if isinstance(error, Interrupted) else 0.0,
             holder=held.holder if held else None,
         )
     except MaintlockError as failure:

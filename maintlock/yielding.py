@@ -6,7 +6,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from maintlock import history, observe, tokens
+from maintlock import history, observe, parents
 from maintlock.command import Command, add_places, read_config, read_places, seconds
 from maintlock.ledger import LedgerUnavailable
 from maintlock.times import epoch_seconds
@@ -49,7 +49,7 @@ def should_yield(places: Places, *, after_seconds: float, starved_after: float) 
     return is_wanted(
         observe.read_waiters(places),
         tasks,
-        tokens.parent_task(os.environ),
+        parents.of_environment(os.environ, places.directory),
         now=time.time(),
         after_seconds=after_seconds,
         starved_after=starved_after,

@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 from typing import TYPE_CHECKING
 
-from maintlock import launch, signals, terminal, tokens
+from maintlock import launch, parents, signals, terminal, tokens
 from maintlock.config import ttl_seconds
 from maintlock.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, EXIT_SIGNAL_BASE, UnavailableError
 from maintlock.model import record
@@ -40,9 +40,8 @@ class Ending:
         return self.outcome == "completed" and self.exit_code == 0
 
 
-def reason_text(environ: Mapping[str, str]) -> str:
+def reason_text(parent: str | None) -> str:
     """Return why a task runs that a pull has made necessary: it names the task that we are."""
-    parent = tokens.parent_task(environ) if tokens.parsed(environ.get(tokens.HELD, "")) else None
     return f"cascaded-from-{parent or OWN_TASK}"
 
 
@@ -85,7 +84,7 @@ def run_task(
         task,
         directory=directory,
         ttl_seconds=ttl_seconds(settings, task.lease, task),
-        reason=reason_text(environ),
+        reason=reason_text(parents.of_environment(environ, directory)),
     )
     try:
         with tempfile.TemporaryDirectory(prefix="maintlock-") as private:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from maintlock import launch, paths, redact, tokens
+from maintlock import launch, parents, paths, redact
 from maintlock.command import working_directory
 from maintlock.errors import MaintlockError
 from maintlock.jsontext import encoded_object
@@ -16,7 +16,7 @@ from maintlock.reposync.sync import FAILED, Result, RootSync, line_of
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from maintlock.config import Config
     from maintlock.signals import Signals
@@ -28,11 +28,6 @@ def shown_root(root: str, directory: str) -> str:
     """Return how a root is called for people in a directory: as from there where that is shorter."""
     relative = os.path.relpath(root, directory)
     return redact.printable(min(relative, root, key=len))
-
-
-def is_inside_task(name: str, environ: Mapping[str, str]) -> bool:
-    """Tell whether we are a part of this task's own run: to start it would start us again, for ever."""
-    return bool(tokens.parsed(environ.get(tokens.HELD, ""))) and tokens.parent_task(environ) == name
 
 
 class Pass:
@@ -97,7 +92,7 @@ class Pass:
             if task.command is None:
                 self.voice.error(f"{launch.no_command(self.settings.path, name)}; {STAYS_OWED}")
                 continue
-            if is_inside_task(name, os.environ):
+            if parents.of_environment(os.environ, self.directory) == name:  # to start it would start us again, for ever
                 continue  # it pulls itself, and its own end pays
             ending = endings[name] = run_task(
                 task,

@@ -136,14 +136,26 @@ def test_from_another_session_it_is_an_ordinary_request(lock: Lock) -> None:
 
 def test_a_stale_token_is_no_lease(lock: Lock) -> None:
     """A token of a grant that has ended gets one warning line, and the request is an ordinary one (L8)."""
-    token = f"{LEASE}:{'ab' * 16}:{os.getsid(0)}"
-    env = lock.env(MAINTLOCK_HELD=token, MAINTLOCK_TASK="parent")
+    lock.wrap("-t", "parent", "--", "true")
+    lease_id = line_of(lock).lease_id
+    lock.wrap("-t", "other", "--", "true")
+    env = lock.env(MAINTLOCK_HELD=f"{LEASE}:{lease_id}:{os.getsid(0)}", MAINTLOCK_TASK="forged")
     done = lock.wrap("-t", "kbSync", "--", "echo", "ran", env=env)
     assert done.stdout == "ran\n"
     assert done.stderr == "maintlock: kbSync: the lease of parent that this was started under has ended; asking anew\n"
     row = told(lock, event="token_stale")[0]
-    assert (row["task"], row["lease_id"], row["parent_task"]) == ("kbSync", "ab" * 16, "parent")
-    assert ends(lock) == [("kbSync", "released", "completed")]
+    assert (row["task"], row["lease_id"], row["parent_task"]) == ("kbSync", lease_id, "parent")
+    assert ends(lock)[2:] == [("kbSync", "released", "completed")]
+
+
+def test_a_name_in_the_environment_is_not_believed(lock: Lock) -> None:
+    """Who the parent is stands in the records of the grant; what else the environment says of it is not read."""
+    script = f"MAINTLOCK_TASK=forged MAINTLOCK_LEASE_ID=ab {inner('kbSync', 'true')}"
+    run_inside(lock, script)
+    assert [row["parent_task"] for row in told(lock, event="nested_finished")] == ["outer"]
+    env = lock.env(MAINTLOCK_HELD=f"{LEASE}:{'ab' * 16}:{os.getsid(0)}", MAINTLOCK_TASK="forged")
+    assert "the lease that this was started under" in lock.wrap("-t", "x", "--", "true", env=env).stderr
+    assert [row["parent_task"] for row in told(lock, event="token_stale")] == [None]
 
 
 def test_the_parent_is_over_and_another_has_it(lock: Lock) -> None:

@@ -113,8 +113,7 @@ def test_any_environment_is_a_wish_or_an_error_of_ours(environ: dict[str, str], 
         directory = paths.state_directory(said.state_dir, environ, None)
         assert os.path.isabs(directory)
         places = paths.Places(directory=directory, lease=wish.lease)
-        tokens.own(environ, places, 1)
-        tokens.parent_task(environ)
+        tokens.innermost(environ, places.directory, 1, lease=places.lease)
     except MaintlockError as error:
         trouble = str(error)
     assert trouble.isprintable()

@@ -11,7 +11,8 @@ from maintlock.model import Line, ProcessIdentity
 from maintlock.paths import Places
 from maintlock.tokens import Token
 
-PLACES = Places(directory="/state", lease="heavy-maintenance")
+LEASE = "heavy-maintenance"
+PLACES = Places(directory="/state", lease=LEASE)
 NAME = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", fullmatch=True)
 TOKEN = st.builds(Token, lease=NAME, lease_id=NAME, session_id=st.integers(0, 10**11 - 1))
 
@@ -59,22 +60,24 @@ def test_what_is_no_grant_is_passed_over(word: str) -> None:
 def test_a_token_counts_in_its_session_only() -> None:
     """A process that made a session of its own carries the token and is no part of the job any more."""
     environ = {"MAINTLOCK_HELD": "heavy-maintenance:aa:77"}
-    assert tokens.own(environ, PLACES, 77) == Token(lease="heavy-maintenance", lease_id="aa", session_id=77)
-    assert tokens.own(environ, PLACES, 78) is None
+    assert tokens.innermost(environ, "/state", 77) == Token(lease=LEASE, lease_id="aa", session_id=77)
+    assert tokens.innermost(environ, "/state", 78) is None
 
 
 def test_the_innermost_grant_counts() -> None:
-    """Of several grants of one lease the last is the one to ask for, of another lease none is."""
+    """Of several grants of a lease, or of any, the last is the innermost; of another lease there is none."""
     environ = {"MAINTLOCK_HELD": "heavy-maintenance:aa:77 other:bb:77 heavy-maintenance:cc:77 heavy-maintenance:dd:1"}
-    found = tokens.own(environ, PLACES, 77)
-    assert found is not None and found.lease_id == "cc"
-    assert tokens.own(environ, Places(directory="/state", lease="third"), 77) is None
+    innermost = {
+        lease: tokens.innermost(environ, "/state", 77, lease=lease) for lease in (LEASE, "other", "third", None)
+    }
+    found = {lease: None if token is None else token.lease_id for lease, token in innermost.items()}
+    assert found == {LEASE: "cc", "other": "bb", "third": None, None: "cc"}
 
 
 def test_another_state_directory_is_another_lock() -> None:
     """A grant of another state directory says nothing here (L9)."""
     environ = {"MAINTLOCK_HELD": "heavy-maintenance:aa:77", "MAINTLOCK_STATE_DIR": "/elsewhere"}
-    assert tokens.own(environ, PLACES, 77) is None
+    assert tokens.innermost(environ, "/state", 77) is None
 
 
 def test_what_a_job_gets() -> None:
@@ -102,9 +105,3 @@ def test_a_grant_is_named_once() -> None:
 def test_an_outer_descriptor_is_not_passed_off_as_ones_own() -> None:
     """A job that is given no descriptor does not hear of the one that its parent has."""
     assert tokens.merged({"MAINTLOCK_FD": "9", "A": "1"}, {"B": "2"}) == {"A": "1", "B": "2"}
-
-
-@pytest.mark.parametrize(("said", "task"), [("backup", "backup"), ("", None), ("a b", None), ("\x1b[0m", None)])
-def test_the_parent_task(said: str, task: str | None) -> None:
-    """A parent's name that could be no task's is none."""
-    assert tokens.parent_task({"MAINTLOCK_TASK": said}) == task
