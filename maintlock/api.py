@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING
 
-from maintlock import acquisition, config, flock, ledger, names, paths, redact
+from maintlock import acquisition, config, flock, ledger, names, parts, paths, redact
 from maintlock.errors import LeaseHeld, UsageError
 from maintlock.identity import default_owner
 from maintlock.lease import Joined, Lease, Request
@@ -64,6 +64,7 @@ class _Block:
     def __init__(self, grant: Lease | Joined) -> None:
         self.grant = grant
         self.outcome: str | None = None
+        self.reaped_before = parts.children_reaped()
 
 
 class _Held(threading.local):
@@ -133,7 +134,8 @@ def hold(
     """Hold the lease for the length of a `with` block.
 
     `wait` and `ttl` are seconds or durations (`"10m"`); `wait` is None to stand back at once, or `"forever"`. What is not
-    given comes from `maintlock.toml`, where there is one.
+    given comes from `maintlock.toml`, where there is one. The block is left when nothing works any more that was started in
+    it with the lease's `env` and without a session of its own.
 
     Raises:
         LeaseHeld: Somebody else has it; `.holder` says who.
@@ -169,7 +171,7 @@ def hold(
             block.outcome = outcome
             # Coroutines leave in any order; what they joined is released when the last of them has left.
             while around and (ended := around[-1].outcome) is not None:
-                _release(around.pop().grant, ended, settings.history)
+                _release(around.pop(), ended, settings.history)
 
 
 def status(*, lease: str | None = None, state_dir: str | os.PathLike[str] | None = None) -> Status:
@@ -191,10 +193,11 @@ def status(*, lease: str | None = None, state_dir: str | os.PathLike[str] | None
     return observe.read_status(paths.Places(directory=directory, lease=name))
 
 
-def _release(grant: Lease | Joined, outcome: str, history_seconds: float) -> None:
+def _release(block: _Block, outcome: str, history_seconds: float) -> None:
+    grant = block.grant
     try:
-        if isinstance(grant, Lease) and not grant.try_exclude_joined():
-            flock.lock(grant.nested_fd)
+        if isinstance(grant, Lease):
+            parts.wait(grant, block.reaped_before)
     finally:  # also when a signal ends the wait: until they have ended, joined jobs are in the next one's way by themselves
         grant.record_end(grant.release(outcome, 0 if outcome == "completed" else 1))
         _drain(grant.places.directory, history_seconds)

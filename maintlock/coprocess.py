@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import select
 
-from maintlock import flock, process, signals, survivors
+from maintlock import flock, parts, process, signals
 from maintlock.errors import EXIT_SIGNAL_BASE, Interrupted, LeaseHeld, UsageError
 from maintlock.jsontext import encoded_object
 from maintlock.lease import Lease
@@ -145,7 +145,7 @@ def _wait_for_children(grant: Lease | Joined, watch: signals.Signals) -> None:
     """Wait for what the client started under this grant, and for who joined it."""
     if not isinstance(grant, Lease):
         return
-    while survivors.find(grant.places, grant.line):
+    while parts.is_at_work(grant):
         watch.wait(LOOK_SECONDS)
     while not grant.try_exclude_joined():
         watch.wait(LOOK_SECONDS)

@@ -108,7 +108,7 @@ class _Look:
             return []
         found = locktable.read_rows_on(self.lock)
         if not found:
-            _ = self.carried  # takes long enough to tell two reads apart
+            _ = self.carried  # is needed next in any case, and takes long enough for the table to be another one
             found = locktable.read_rows_on(self.lock)
         return found
 
@@ -118,6 +118,14 @@ class _Look:
         if self.lock is None:
             return []
         return [carried for carried in locktable.read_all_carried(self.places.lock) if carried.is_on(self.lock)]
+
+    @cached_property
+    def joined(self) -> list[Stat]:
+        """Who keeps `.nested` locked: jobs that have joined, and whoever carries a descriptor of it on."""
+        found = _read_stat(self.places.nested)
+        pids = {carried.pid for carried in locktable.read_all_carried(self.places.nested) if carried.is_on(found)}
+        stats = [stat for stat in map(process.read_stat, sorted(pids)) if stat is not None]
+        return [stat for stat in stats if not stat.is_dead]
 
     @cached_property
     def foreign(self) -> UnavailableError | None:
@@ -190,6 +198,8 @@ class _Look:
             return self._verdict("orphaned", f"{gone}; who carries its lock on cannot be seen from here")
         if self.rows is None:
             return self._verdict("unknown", f"{gone}; the kernel does not show its locks here")
+        if self.joined:
+            return self._of_joined(gone)
         return self._free(f"{gone} and left nothing behind that works; the next request cleans up")
 
     def _survivors(self, grant: Line | None) -> list[Stat]:
@@ -225,7 +235,12 @@ class _Look:
             return self._verdict("orphaned", detail, members=living)
         if self.rows is None:
             return self._verdict("unknown", "no grant is on record, and the kernel does not show its locks here")
-        return self._free()
+        return self._of_joined("no grant is on record") if self.joined else self._free()
+
+    def _of_joined(self, why: str) -> Custody:
+        """Return that nothing is left but who has joined, be it only to find out in a moment that there is nothing to join."""
+        detail = f"{why}; of the jobs that joined it {_at_work(self.joined)}"
+        return replace(self._verdict("orphaned", detail, members=self.joined), is_passing=True)
 
     def _free(self, detail: str | None = None) -> Custody:
         refused = f"nobody has it, and every request is refused: {self.foreign}" if self.foreign else detail

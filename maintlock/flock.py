@@ -148,7 +148,7 @@ def has_waiters(queue_fd: int) -> bool:
     """Tell whether somebody waits: a waiter holds the queue file shared, as a mere flag.
 
     Others who ask this question hold it for a moment, exclusively or shared, and are not taken for waiters: a waiter is there
-    at several looks in a row.
+    at several looks in a row, and always lets others hold it shared beside itself.
     """
     sightings = 0
     for _ in range(FLAG_LOOKS):
@@ -160,6 +160,8 @@ def has_waiters(queue_fd: int) -> bool:
             sightings += 1
             if sightings == FLAG_SIGHTINGS:
                 return True
+        else:
+            sightings = 0
         time.sleep(FLAG_LOOK_SECONDS)
     return True
 

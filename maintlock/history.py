@@ -102,13 +102,13 @@ def read_history(
     return [{name: entry[name] for name in PUBLIC} | {"at": rfc3339(entry["at"])} for entry in kept]
 
 
-def read_snapshot(directory: str, *, lease: str, extra: Sequence[Event] = ()) -> Snapshot:
-    """Return counters, task states, presence and open collisions of one lease; `extra` as in `read_history`.
+def read_snapshot(directory: str, *, lease: str) -> Snapshot:
+    """Return counters, task states, presence and open collisions of one lease.
 
     Raises:
         LedgerUnavailable: It cannot be read.
     """
-    waiting = [*pending.read(directory), *extra]
+    waiting = pending.read(directory)
     with open_to_read(directory) as db:
         book = Book(db, waiting)
         tasks = {task: state_of(row) for task, *row in db.execute(TASKS, (lease,)) if isinstance(task, str)}

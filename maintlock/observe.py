@@ -18,7 +18,6 @@ from maintlock.ledger import LedgerUnavailable
 from maintlock.model import ProcessIdentity
 from maintlock.names import is_lease_name
 from maintlock.paths import Places
-from maintlock.report import CollisionReport, Holder, Nested, Process, Status, Waiter
 from maintlock.times import epoch_seconds, rfc3339
 
 if TYPE_CHECKING:
@@ -27,8 +26,7 @@ if TYPE_CHECKING:
 
     from maintlock.model import Event
     from maintlock.process import Stat
-
-__all__ = ["CollisionReport", "Holder", "Nested", "Process", "Status", "Waiter"]
+    from maintlock.report import CollisionReport, Holder, Process, Status, Waiter
 
 SIDECAR_FIELDS = (
     "schema", "lease", "lease_id", "fence", "task", "owner", "source", "reason", "mode", "pid", "pid_started_at",

@@ -13,8 +13,6 @@ from maintlock.model import ProcessIdentity, record
 from maintlock.paths import NO_DESCRIPTOR_LEFT
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 PROC = "/proc"
 PR_SET_CHILD_SUBREAPER = 36
@@ -218,9 +216,9 @@ def read_pids() -> list[int]:
         return []
 
 
-def read_table(pids: Iterable[int] | None = None) -> dict[int, Stat]:
+def read_table() -> dict[int, Stat]:
     """Return the process table, by pid."""
-    rows = [read_stat(pid) for pid in (read_pids() if pids is None else pids)]
+    rows = [read_stat(pid) for pid in read_pids()]
     return {row.pid: row for row in rows if row is not None}
 
 

@@ -59,8 +59,15 @@ def _failure(command: Sequence[str], error: OSError) -> CommandError:
     name = printable(command[0])
     is_there = "/" in command[0] and os.path.exists(command[0])
     if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG} and not is_there:
-        return CommandNotFoundError(f"{name}: command not found; is it installed, and on PATH?")
-    return CommandNotExecutableError(f"{name}: cannot be executed: {error.strerror}")
+        is_line = len(command) == 1 and " " in command[0]
+        hint = (
+            "the whole line is one word; take the quotes away, or use: sh -c"
+            if is_line
+            else "is it installed, and on PATH?"
+        )
+        return CommandNotFoundError(f"{name}: command not found; {hint}")
+    hint = "; is it meant to be run: chmod +x?" if error.errno == errno.EACCES else ""
+    return CommandNotExecutableError(f"{name}: cannot be executed: {error.strerror}{hint}")
 
 
 def _for_shell(command: Sequence[str], environ: Mapping[str, str]) -> list[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
 from tests.protocol import PROBES, PYTHON, SAYS_HELD, assert_each_grant_ended_once, crash, ends, kill, told, until_gone
-from tests.support import WRAP, Lock, until
+from tests.support import MAINTLOCK, PATIENCE_SECONDS, WRAP, Lock, until
 
 # A script that is started as npm does it, and makes a request of its own once it is told to.
 SCRIPT = "echo $$ > {pid}; while ! [ -e {go} ]; do sleep 0.01; done; {ask}; echo done > {done}; exec sleep 1000"
@@ -47,3 +49,25 @@ def test_its_own_request_does_not_end_its_protection(lock: Lock, request_of_its_
     assert_each_grant_ended_once(lock)
     fences = [row["lease_id"] for row in told(lock, event="acquired")]
     assert len(set(fences)) == 3
+
+
+def test_a_joined_job_alone_keeps_the_lease(lock: Lock) -> None:
+    """Where nothing keeps the lease but a job that has joined, status, requests and stop all say so (`--hold-until main`)."""
+    script = f"echo $$; {WRAP} -t inner -- sh -c 'echo ready; exec sleep 1000'; true"
+    holder = lock.start("-t", "outer", "--close", "--hold-until", "main", "--", "sh", "-c", script)
+    main = int(holder.until_line(""))
+    holder.until_line("ready")
+    (nested,) = until(lambda: lock.status()["nested"], "the joined job to be told")
+    crash(holder, main)
+    found = lock.status()
+    assert (found["state"], found["nested"][0]["pid"]) == ("orphaned", nested["pid"])
+    assert f"of the jobs that joined it pid {nested['pid']} (maintlock-wrap) works on" in found["detail"]
+    done = lock.wrap("-t", "next", "-E", "9", "--", "echo", "ran")
+    assert done.returncode == 9
+    stopped = subprocess.run(
+        [MAINTLOCK, "stop", "--yes"], env=lock.env(), capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
+    assert stopped.returncode == 0, stopped.stderr
+    until_gone(nested["pid"])
+    assert lock.wrap("-t", "next", "--", "echo", "ran").stdout == "ran\n"
+    assert_each_grant_ended_once(lock)

@@ -24,9 +24,29 @@ KEYS = st.sampled_from(
         "MYSQL_PWD",
         "DB_PASS",
         "SSH_KEY",
+        "SSH_KEY_1",
+        "ENCRYPTION_KEY_BASE",
+        "API_KEYS",
+        "PASSCODE",
+        "JWT",
+        "AWS_CREDS",
+        "GH_PAT",
     ]
 )
-OPTIONS = st.sampled_from(["--token", "--password", "--api-key", "--client-secret", "--auth-token", "--passwd"])
+OPTIONS = st.sampled_from(
+    [
+        "--token",
+        "--password",
+        "--api-key",
+        "--client-secret",
+        "--auth-token",
+        "--passwd",
+        "--pw",
+        "--pin",
+        "--otp",
+        "--jwt",
+    ]
+)
 VALUES = st.text(alphabet="abc 123;'\"/:@=$\\-", max_size=12).map(lambda s: SECRET + s)
 HEADERS = st.sampled_from(["Authorization: Bearer {}", "X-Api-Key: {}", "Cookie: session={}", "authorization:{}"])
 # Each of these is what stands in an argument list, with a secret of any letters in it.
@@ -36,6 +56,12 @@ HIDDEN = st.one_of(
     st.tuples(KEYS, VALUES).map(lambda t: [f"{t[0]}={t[1]}"]),
     st.tuples(KEYS, VALUES).map(lambda t: ["-e", f"{t[0]}={t[1]}"]),
     st.tuples(HEADERS, VALUES).map(lambda t: ["-H", t[0].format(t[1])]),
+    st.tuples(HEADERS, VALUES).map(lambda t: [f"--header={t[0].format(t[1])}"]),
+    st.tuples(KEYS, st.integers(0, 2)).map(
+        lambda t: ["-d", f'{{"a":1,{" " * t[1]}"{t[0]}":{" " * t[1]}"{SECRET}", "b":2}}']
+    ),
+    st.just(["-u", f"bob:{SECRET}"]),
+    st.just([f"postgres://user:12/{SECRET}@host/db"]),
     st.just([f"postgres://user:{SECRET}@host:5432/db"]),
     st.just([f"https://{SECRET}@host/x.git"]),
     st.just([f"a=https://u:p@h,https://u:{SECRET}/x@h2/path"]),
@@ -47,6 +73,9 @@ SCRIPTED = st.one_of(
     st.tuples(KEYS, VALUES).map(lambda t: f"{t[0]}={shlex.quote(t[1])}"),
     st.tuples(HEADERS, VALUES).map(lambda t: f"-H {shlex.quote(t[0].format(t[1]))}"),
     st.just(f"https://user:{SECRET}@host/x"),
+    st.just(f'curl -d "{{\\"password\\":\\"{SECRET}\\"}}" x'),
+    KEYS.map(lambda key: f"{key}=$(printf {SECRET}) x"),
+    KEYS.map(lambda key: f"{key}=`printf {SECRET}` x"),
 )
 BETWEEN = st.sampled_from([" ", "  ", "\n", "\t", " && ", "; ", " \\\n  ", " | "])
 

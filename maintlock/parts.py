@@ -1,0 +1,58 @@
+"""What a program has started under a lease that it holds itself: as long as any of it works, the lease is kept."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import time
+
+from maintlock import flock, survivors
+from maintlock.errors import UnavailableError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from maintlock.lease import Lease
+
+LOOK_SECONDS = 0.05
+
+
+def is_at_work(grant: Lease) -> bool:
+    """Tell whether processes work on that carry the grant in its session; also where that cannot be seen just now."""
+    try:
+        return bool(survivors.find(grant.places, grant.line))
+    except UnavailableError:
+        return True
+
+
+def children_reaped() -> int:
+    """Return a number that rises with each child of ours that was waited for."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
+
+
+def wait(grant: Lease, reaped_before: int) -> None:
+    """Return once nothing that was started under the grant works any more, and nobody can join it.
+
+    Where no child was started since, the process table is not looked through: that takes longer than all the rest of a grant.
+    What is still at work may yet start a job that joins.
+    """
+    while True:
+        if not grant.try_exclude_joined():
+            flock.lock(grant.nested_fd)
+        if (children_reaped() == reaped_before and not _has_children()) or not is_at_work(grant):
+            return
+        flock.unlock(grant.nested_fd)
+        time.sleep(LOOK_SECONDS)
+
+
+def _has_children() -> bool:
+    """Tell whether we have a child, dead or alive, or may have had one that the kernel has reaped."""
+    if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
+        return True
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    except AttributeError:
+        pass  # macOS
+    return True
