@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import time
 
-from maintlock import flock, process, signals, spawn, survivors, terminal, tokens
-from maintlock.errors import EXIT_SIGNAL_BASE, EXIT_TIMED_OUT
-from maintlock.holder import leaders_of
+from maintlock import flock, process, signals, spawn, terminal, tokens
+from maintlock.ending import STOPPED_BY, Ending, ending
+from maintlock.errors import EXIT_SIGNAL_BASE
 from maintlock.lease import Joined, Lease
+from maintlock.members import Members
 from maintlock.model import record
 from maintlock.times import duration_text
 
@@ -30,7 +31,6 @@ LOOK_SECONDS = 0.2  # leftovers are our children and tell us of their end; this 
 KILL_AGAIN_SECONDS = 0.05
 TO_MAIN_ONLY = frozenset({signals.USR1, signals.USR2})  # their default action would kill helpers that expect none
 TERMINAL_STOPS = frozenset({signals.TSTP, signals.TTIN, signals.TTOU})
-STOPPED_BY = frozenset({signals.TERM, signals.INT, signals.QUIT})
 
 
 @record(frozen=True, kw_only=True)
@@ -41,15 +41,6 @@ class Settings:
     max_runtime_seconds: float | None
     grace_seconds: float
     passes_descriptor: bool
-
-
-@record(frozen=True, kw_only=True)
-class Ending:
-    """How a job ended. `signal` is what its main process died of, 0 if of none."""
-
-    outcome: str
-    exit_code: int
-    signal: int = 0
 
 
 class Job:
@@ -64,8 +55,7 @@ class Job:
         self.gave_terminal = False
         self.was_continued = False
         self.was_interrupted = False  # after the main process had ended: that was meant for us
-        self.is_subreaper = process.become_subreaper()
-        self.not_ours = frozenset(_children_before())
+        self.members = Members(grant, settings.hold_until)
         self.pid = 0
         self.status: int | None = None
         self.has_children = True
@@ -240,32 +230,15 @@ class Job:
         """
         self._main_ended()
         if isinstance(self.grant, Joined) or self.settings.hold_until == "main":
-            return self._members() if self.killing or self.timed_out else []
-        while self.has_children or not self.is_subreaper:  # as subreaper we get every orphan as our child
+            return self.members.living(self.pid) if self.killing or self.timed_out else []
+        while self.has_children or not self.members.is_subreaper:  # as subreaper we get every orphan as our child
             reaped = self.reaped
-            found = self._members()
+            found = self.members.living(self.pid)
             self._main_ended()
             if found or self.reaped == reaped:
                 return found
             self._turn(0)
         return []
-
-    def _members(self) -> list[Stat]:
-        """Return the living processes of the job that keep the lease."""
-        found = self._below_us()
-        if not self.is_subreaper and isinstance(self.grant, Lease):
-            leaders = leaders_of(self.grant.line, None) | {self.pid}
-            known = {stat.pid for stat in found}
-            line = self.grant.line
-            found += [stat for stat in survivors.find(self.grant.places, line, leaders) if stat.pid not in known]
-        if self.settings.hold_until == "tree":
-            return found
-        session = self.grant.line.session_id
-        return [stat for stat in found if stat.sid == session]
-
-    def _below_us(self) -> list[Stat]:
-        below = process.descendants(process.read_table(), os.getpid(), self.not_ours)
-        return [stat for stat in below if not stat.is_dead]
 
     # Stopping
 
@@ -281,11 +254,11 @@ class Job:
             self._send_to_all(number)
 
     def _send_to_all(self, number: int) -> None:
-        members = self._members()
+        members = self.members.living(self.pid)
         if self.status is None:
-            members += [
-                s for s in (process.read_stat(self.pid),) if s is not None and s.pid not in {m.pid for m in members}
-            ]
+            main = process.read_stat(self.pid)
+            if main is not None and main.pid not in {stat.pid for stat in members}:
+                members.append(main)
         if not self.shares_group and any(stat.pgid == self.pid for stat in members):
             _send(os.killpg, self.pid, number)
             members = [stat for stat in members if stat.pgid != self.pid]
@@ -311,7 +284,7 @@ class Job:
             )
 
     def _name_departed(self) -> None:
-        if self.has_children and self.watch.voice.verbosity > 0 and (departed := self._below_us()):
+        if self.has_children and self.watch.voice.verbosity > 0 and (departed := self.members.below()):
             self.watch.tell(
                 "departed",
                 f"{self.grant.request.task}: runs on in a session of its own, and does not keep the lease: "
@@ -339,33 +312,9 @@ class Job:
         )
 
 
-def ending(
-    code: int, died_of: int, *, passed_on: frozenset[int], by_terminal: frozenset[int], timed_out: bool
-) -> Ending:
-    """Return how a job ended: from its exit code, the signal it died of, and the signals that came meanwhile.
-
-    After a TERM, INT or QUIT of ours no end is a success, whatever code the job chose to leave with; other signals, and
-    those that the terminal delivered, count if the job ended by them.
-    """
-    if timed_out:
-        return Ending(outcome="timed_out", exit_code=EXIT_TIMED_OUT)
-    if passed_on & STOPPED_BY or any(code == EXIT_SIGNAL_BASE + n for n in passed_on | by_terminal):
-        return Ending(outcome="stopped", exit_code=code, signal=died_of)
-    return Ending(outcome="completed" if code == 0 else "failed", exit_code=code, signal=died_of)
-
-
 def _send(send: Callable[[int, int], None], pid: int, number: int) -> None:
     """Send a signal; that its target has just ended, or has become somebody else's (sudo), is no fault of ours."""
     try:
         send(pid, number)
     except OSError:
         pass
-
-
-def _children_before() -> list[int]:
-    """Return the children that we already had when we became the wrapper (`daemon & exec maintlock-wrap …`)."""
-    try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return []
-    return [stat.pid for stat in process.read_table().values() if stat.ppid == os.getpid()]

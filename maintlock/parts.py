@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import signal
 import time
 
-from maintlock import flock, survivors
+from maintlock import flock, process, survivors
 from maintlock.errors import UnavailableError
 
 TYPE_CHECKING = False
@@ -46,13 +45,5 @@ def wait(grant: Lease, reaped_before: int) -> None:
 
 
 def _has_children() -> bool:
-    """Tell whether we have a child, dead or alive, or may have had one that the kernel has reaped."""
-    if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
-        return True
-    try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return False
-    except AttributeError:
-        pass  # macOS
-    return True
+    """Tell whether we may have a child, or may have had one that the kernel has reaped by itself."""
+    return signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN or process.may_have_children()

@@ -292,6 +292,17 @@ def ancestors(pid: int) -> list[Stat]:
     return found
 
 
+def may_have_children() -> bool:
+    """Tell whether we have a child, dead or alive; True also where the platform cannot tell (macOS has no waitid(2) in Python)."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    except AttributeError:
+        pass
+    return True
+
+
 def descendants(table: dict[int, Stat], root: int, without: frozenset[int] = frozenset()) -> list[Stat]:
     """Return all processes below `root` in a table, subtrees of `without` left out, by pid."""
     children: dict[int, list[Stat]] = {}

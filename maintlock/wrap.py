@@ -10,8 +10,9 @@ import sys
 import time
 
 from maintlock import flock, lease, names, options, outcome, process, signals, tokens
+from maintlock.ending import Ending
 from maintlock.errors import CommandError, Interrupted, LeaseHeld, MaintlockError, UsageError
-from maintlock.job import DEFAULT_GRACE_SECONDS, Ending, Job, Settings
+from maintlock.job import DEFAULT_GRACE_SECONDS, Job, Settings
 from maintlock.program import Wish, at_edge, granted, print_about, read_environ, settle
 from maintlock.spawn import become
 from maintlock.terminal import is_foreground

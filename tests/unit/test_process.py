@@ -217,3 +217,18 @@ def test_small_files_only(tmp_path: Path) -> None:
     assert process.read_text(str(tmp_path / "x"), 1) == "\\xff"
     assert process.read_text(str(tmp_path)) is None
     assert process.read_text(str(tmp_path / "missing")) is None
+
+
+def test_whether_we_may_have_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child counts from its start until it has been waited for; where nothing tells, there may be one."""
+    pid = os.fork()
+    if pid == 0:
+        has_none = process.may_have_children()
+        child = subprocess.Popen(["sleep", "1000"])
+        has_one = process.may_have_children()
+        child.kill()
+        child.wait()
+        os._exit(0 if (has_none, has_one, process.may_have_children()) == (False, True, False) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    monkeypatch.delattr(os, "waitid")
+    assert process.may_have_children()
