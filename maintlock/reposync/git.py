@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from maintlock import redact, signals, tokens
+from maintlock import process, redact, signals, tokens
 from maintlock.model import record
 from maintlock.times import duration_text
 
@@ -149,7 +149,11 @@ def environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 def has_ended(child: subprocess.Popen[bytes]) -> bool:
     """Tell whether a child has ended; it is left unreaped, so that its number stays its own."""
-    return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    try:
+        return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except AttributeError:  # Python before 3.13 on macOS
+        stat = process.read_stat(child.pid)
+        return stat is None or stat.is_dead
 
 
 def _end_group(child: subprocess.Popen[bytes], watch: Signals) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from argparse import Namespace
 from typing import Any
 
@@ -20,6 +22,7 @@ from maintlock.reposync.sweep import shown_root
 from maintlock.reposync.sync import Found, Result, decided, line_of
 from maintlock.settings import FOREVER, Config, RepoSyncSettings, TaskSettings
 from maintlock.times import MAX_SECONDS
+from tests.support import until
 
 A, B, C = "a" * 40, "b" * 40, "c" * 40
 
@@ -348,3 +351,15 @@ def test_what_is_not_configured_is_not_said() -> None:
     )  # fmt: skip
     said = options.parse(argv[1:])
     assert (said.wait, said.defer_exit_code, said.max_runtime, said.stop_grace, said.source) == (None,) * 5
+
+
+@pytest.mark.parametrize("has_waitid", [True, False])
+def test_a_child_that_has_ended_is_not_reaped(monkeypatch: pytest.MonkeyPatch, *, has_waitid: bool) -> None:
+    """Whether git has ended is told without reaping it, also where Python has no waitid(2)."""
+    if not has_waitid:
+        monkeypatch.delattr(os, "waitid")
+    with subprocess.Popen(["sleep", "1000"]) as child:
+        assert not git.has_ended(child)
+        child.kill()
+        until(lambda: git.has_ended(child), "the end")
+        os.kill(child.pid, 0)
