@@ -19,8 +19,9 @@ const OPTIONS = ['task', 'lease', 'owner', 'reason', 'wait', 'defer-exit-code', 
 const USAGE = 64;
 const NOT_FOUND = 127;
 const SIGNAL_BASE = 128;
-const LINE_WIDTH = 480;                 // of the record in the lock file, and how many fields it has
-const LINE_FIELDS = 17;
+const LINE_WIDTH = 480;                 // of the record in the lock file; its fields, as in maintlock/line.py
+const LINE_FIELDS = 18;
+const [MAGIC, LEASE_ID, MODE, OUTCOME] = [0, 3, 8, 15];
 const LIFELINE = 3;                     // the descriptor through which we hear that the node that started us is gone
 
 // What the second start knows itself by. Not in the environment, which everything inherits that
@@ -81,9 +82,10 @@ function isInside(task) {
   if (!lease || !id || !directory || (task !== null && process.env.MAINTLOCK_TASK !== task)) return false;
   const session = readStat()?.session;
   if (!session || !process.env.MAINTLOCK_HELD?.split(' ').includes(`${lease}:${id}:${session}`)) return false;
-  const [magic, , , leaseId, , , , , mode, , , , , , outcome, ...rest] = readLine(path.join(directory, `${lease}.lock`));
+  const line = readLine(path.join(directory, `${lease}.lock`));
+  if (line.length !== LINE_FIELDS || line[MAGIC] !== 'maintlock1' || line[LEASE_ID] !== id) return false;
   // A Python program does not wait for what it has left behind, unless that has joined.
-  return magic === 'maintlock1' && rest.length === LINE_FIELDS - 15 && leaseId === id && outcome === '-' && mode !== 'library';
+  return line[OUTCOME] === '-' && line[MODE] !== 'library';
 }
 
 function readLine(file) {
