@@ -148,7 +148,8 @@ def has_waiters(queue_fd: int) -> bool:
     """Tell whether somebody waits: a waiter holds the queue file shared, as a mere flag.
 
     Others who ask this question hold it for a moment, exclusively or shared, and are not taken for waiters: a waiter is there
-    at several looks in a row, and always lets others hold it shared beside itself.
+    at several looks in a row, and always lets others hold it shared beside itself. One of them that loses its processor
+    just then for all of these looks is mistaken for a waiter; whoever believes it makes an offer that nobody takes.
     """
     sightings = 0
     for _ in range(FLAG_LOOKS):
