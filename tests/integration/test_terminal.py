@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from maintlock import history
+from tests.protocol import until_queued
 from tests.support import Lock, until
 from tests.terminal import (
     CTRL_BACKSLASH,
@@ -339,7 +340,7 @@ def test_a_stopped_waiter_lets_those_behind_it_pass(open_shell: Opened, lock: Lo
     until(lambda: waiters(lock) == 1)
     terminal.suspend()
     behind = lock.start("-w", "forever", "-t", "behind", "--", "sh", "-c", "echo ready; read x", stdin=-1)
-    until(lambda: waiters(lock) == 1)
+    until_queued(lock, behind)
     holder.popen.stdin.close()  # type: ignore[union-attr]  # it has one
     behind.until_line("ready")
     terminal.press("fg\n")

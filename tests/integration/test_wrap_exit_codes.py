@@ -588,7 +588,11 @@ COMMANDS: Mapping[str, tuple[Callable[[Path], str], int]] = {
 
 @pytest.mark.parametrize(
     ("what", "options"),
-    [*((what, options) for what in COMMANDS for options in ("", "-F")), ("no such name", "-o"), ("not executable", "-o")],
+    [
+        *((what, options) for what in COMMANDS for options in ("", "-F")),
+        ("no such name", "-o"),
+        ("not executable", "-o"),
+    ],
 )
 def test_a_command_that_cannot_be_started(lock: Headless, tmp_path: Path, what: str, options: str) -> None:
     """A command that is not found leaves 127, one that cannot be executed 126; nothing stays held or on record (R2)."""
