@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from maintlock import history, ledger
 from tests.protocol import (
@@ -90,13 +91,9 @@ def test_three_levels(lock: Lock) -> None:
 
 def test_in_parallel(lock: Lock) -> None:
     """What a job runs inside itself is its own affair: its parts join side by side."""
-    wait_for = "echo $0; while ! [ -e {}/go ]; do sleep 0.01; done"
-    script = " & ".join(
-        inner(f"part{n}", f"touch {lock.directory}.{n}; " + wait_for.format(lock.directory.parent)) for n in range(3)
-    )
-    running = lock.start("-t", "outer", "--", "sh", "-c", f"{script} & wait")
-    until(lambda: all(os.path.exists(f"{lock.directory}.{n}") for n in range(3)), "all parts at once")
-    (lock.directory.parent / "go").touch()
+    parts = " & ".join(inner(f"part{n}", f"echo here {n}; read x <&3") for n in range(3))
+    running = lock.start("-t", "outer", "--", "sh", "-c", f"exec 3<&0; {parts} & wait", stdin=subprocess.PIPE)
+    assert {running.until_line("here") for _ in range(3)} == {f"here {n}" for n in range(3)}
     assert running.end()[0] == 0
     assert {row["task"] for row in told(lock, event="nested_finished")} == {"part0", "part1", "part2"}
 
@@ -167,14 +164,15 @@ def test_the_parent_is_over_and_another_has_it(lock: Lock) -> None:
     other.popen.communicate()
 
 
-def test_the_lease_is_kept_for_a_joined_job(lock: Lock) -> None:
+def test_the_lease_is_kept_for_a_joined_job(lock: Lock, tmp_path: Path) -> None:
     """A joined job that outlives its parent's main process keeps the lease, also with `--hold-until main`; release waits."""
+    os.mkfifo(go := tmp_path / "go")
+    script = f"exec 3<&0; {inner('kbSync', 'echo ready; read x <&3')} & read y <{go}"
     for hold_until in ("session", "main"):
-        script = f"exec 3<&0; {inner('kbSync', 'echo ready; read x <&3')} & while ! [ -e $MAINTLOCK_STATE_DIR/go ]; do sleep 0.01; done"
         holder = lock.start("-t", "outer", "--hold-until", hold_until, "--", "sh", "-c", script, stdin=subprocess.PIPE)
         holder.until_line("ready")
         job = until(lambda: lock.sidecar()["job_pid"], "the job")
-        (lock.directory / "go").touch()
+        go.write_text("\n")
         until_gone(job)
         done = lock.wrap("-t", "other", "-E", "9", "--", "true")
         assert done.returncode == 9
@@ -183,7 +181,6 @@ def test_the_lease_is_kept_for_a_joined_job(lock: Lock) -> None:
         holder.popen.communicate()
         assert holder.popen.returncode == 0
         assert lock.wrap("-t", "other", "-E", "9", "--", "true").returncode == 0
-        (lock.directory / "go").unlink()
     assert_each_grant_ended_once(lock)
 
 
@@ -212,8 +209,13 @@ def test_a_joined_job_survives_its_parents_crash(lock: Lock) -> None:
         until(lambda: waiting(lock) == ["waiter"], "the waiter")
         holder.popen.stdin.close()  # type: ignore[union-attr]  # a pipe, as it was started
         holder.until_line("joined")
+        until_gone(job)
+        until_gone(wrapper)
     assert waiter.end()[0] == 0
-    assert sorted(row["task"] for row in told(lock, event="nested_finished")) == ["kbSync", "part"]
+    assert sorted((row["task"], row["exit_code"]) for row in told(lock, event="nested_finished")) == [
+        ("kbSync", 0),
+        ("part", 0),
+    ]
     assert told(lock, event="token_stale") == []
 
 
@@ -230,7 +232,7 @@ def test_a_joined_job_without_environment_survives_too(lock: Lock) -> None:
         waiter = lock.start("-t", "waiter", "-w", "300ms", "-E", "8", "--", "true")
         assert waiter.end()[0] == 8
         assert line_of(lock) == before
-    assert lock.wrap("-t", "other", "-w", "25s", "-E", "9", "--", "true").returncode == 0
+    assert lock.wrap("-t", "other", "-w", "forever", "-E", "9", "--", "true").returncode == 0
     assert_each_grant_ended_once(lock)
 
 
@@ -251,14 +253,15 @@ def test_two_leases_nested(lock: Lock) -> None:
     ]
 
 
-def test_a_nested_exec(lock: Lock) -> None:
+def test_a_nested_exec(lock: Lock, tmp_path: Path) -> None:
     """A nested `--exec` becomes its command, which keeps the lease for as long as it runs."""
-    script = f"exec 3<&0; {inner('kbSync', 'echo ready; read x <&3', '-F')} & while ! [ -e $MAINTLOCK_STATE_DIR/go ]; do sleep 0.01; done"
+    os.mkfifo(go := tmp_path / "go")
+    script = f"exec 3<&0; {inner('kbSync', 'echo ready; read x <&3', '-F')} & read y <{go}"
     holder = lock.start("-t", "outer", "--hold-until", "main", "--", "sh", "-c", script, stdin=subprocess.PIPE)
     holder.until_line("ready")
     assert is_locked(places(lock).nested)
     job = until(lambda: lock.sidecar()["job_pid"], "the job")
-    (lock.directory / "go").touch()
+    go.write_text("\n")
     until_gone(job)
     assert lock.wrap("-t", "other", "-E", "9", "--", "true").returncode == 9
     holder.popen.communicate()
@@ -307,7 +310,7 @@ def test_a_joined_job_lost_with_its_whole_job(lock: Lock) -> None:
     ledger.drain(str(lock.directory), now=time.time())
     crash(holder, until(lambda: lock.sidecar()["job_pid"], "the outer job"), *pids)
     assert told(lock, event="nested_finished") == []
-    assert lock.wrap("-t", "next", "-w", "25s", "-E", "9", "--", "true").returncode == 0
+    assert lock.wrap("-t", "next", "-w", "forever", "-E", "9", "--", "true").returncode == 0
     assert ends(lock) == [("outer", "stale_cleaned", "lost"), ("next", "released", "completed")]
     assert [row["task"] for row in told(lock, event="nested_finished")] == ["kbSync"]
     ledger.drain(str(lock.directory), now=time.time())
