@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from maintlock import observe, process
+from maintlock.ledger import LedgerUnavailable
 from maintlock.paths import Places
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,6 +55,17 @@ def is_stopped(pid: int) -> bool:
 def until_stopped(pid: int) -> None:
     """Return when a process is stopped by a signal, with all its threads."""
     until(lambda: is_stopped(pid), f"pid {pid} to stop")
+
+
+def read_patiently(read: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Return what a reader of the ledger returns: on a busy machine, who is just making or closing it may take long."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return read(*arguments, **options)
+        except LedgerUnavailable as error:
+            if "busy" not in error.reason or time.monotonic() > deadline:
+                raise
 
 
 class Running:
@@ -144,7 +156,7 @@ class Lock:
 
     def history(self, **fields: Any) -> list[dict[str, Any]]:
         """Return what `maintlock history --json` tells, those rows that have these fields."""
-        rows = json.loads(json.dumps(observe.read_history(str(self.directory))))
+        rows = json.loads(json.dumps(read_patiently(observe.read_history, str(self.directory))))
         return [row for row in rows if all(row.get(name) == value for name, value in fields.items())]
 
     def _places(self) -> Places:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from maintlock import history, ledger
+from maintlock import ledger
 from tests.protocol import (
     LEASE,
     SAYS_HELD,
@@ -21,6 +21,7 @@ from tests.protocol import (
     kill,
     line_of,
     places,
+    snapshot,
     told,
     until_gone,
     waiting,
@@ -56,12 +57,12 @@ def test_a_nested_request_joins(lock: Lock) -> None:
 def test_a_joined_success_is_one_of_its_task(lock: Lock) -> None:
     """A joined job that succeeded is a success of its own task, and one that failed a failure (R7)."""
     run_inside(lock, f"{inner('good', 'true')}; {inner('bad', 'false')}")
-    snapshot = history.read_snapshot(str(lock.directory), lease=LEASE)
-    assert snapshot.tasks["good"].last_success_at is not None
-    assert snapshot.tasks["good"].last_outcome == "completed"
-    assert snapshot.tasks["bad"].last_success_at is None
-    assert snapshot.tasks["bad"].last_outcome == "failed"
-    runs = {dict(labels)["task"]: value for (name, labels), value in snapshot.counters.items() if name == "runs_total"}
+    found = snapshot(lock)
+    assert found.tasks["good"].last_success_at is not None
+    assert found.tasks["good"].last_outcome == "completed"
+    assert found.tasks["bad"].last_success_at is None
+    assert found.tasks["bad"].last_outcome == "failed"
+    runs = {dict(labels)["task"]: value for (name, labels), value in found.counters.items() if name == "runs_total"}
     assert runs == {"good": 1, "bad": 1, "outer": 1}
 
 
@@ -69,12 +70,12 @@ def test_who_has_joined_is_seen(lock: Lock) -> None:
     """While a joined job runs it is present as nested with its process, and afterwards it is not."""
     script = inner("kbSync", "echo ready; read x", "--reason pulled")
     holder = lock.hold("outer", script=script)
-    rows = until(lambda: history.read_snapshot(str(lock.directory), lease=LEASE).present, "the joined job on record")
+    rows = until(lambda: snapshot(lock).present, "the joined job on record")
     assert [(row["role"], row["task"], row["reason"]) for row in rows] == [("nested", "kbSync", "pulled")]
     assert is_present(rows[0])
     assert is_locked(places(lock).nested)
     holder.popen.communicate()
-    assert history.read_snapshot(str(lock.directory), lease=LEASE).present == []
+    assert snapshot(lock).present == []
     assert not is_locked(places(lock).nested)
 
 
@@ -160,7 +161,7 @@ def test_the_parent_is_over_and_another_has_it(lock: Lock) -> None:
     assert f"kbSync {SAYS_HELD}backup (" in err
     row = told(lock, event="deferred")[0]
     assert (row["task"], row["blocked_by"], row["parent_task"]) == ("kbSync", "backup", "primary-dev-sync")
-    assert history.read_snapshot(str(lock.directory), lease=LEASE).tasks["kbSync"].last_success_at is None
+    assert snapshot(lock).tasks["kbSync"].last_success_at is None
     other.popen.communicate()
 
 
@@ -269,7 +270,7 @@ def test_a_nested_exec(lock: Lock, tmp_path: Path) -> None:
     assert [(r["task"], r["parent_task"]) for r in told(lock, event="nested_started")] == [("kbSync", "outer")]
     (finished,) = told(lock, event="nested_finished")
     assert (finished["task"], finished["parent_task"], finished["seconds"]) == ("kbSync", "outer", None)
-    found = history.read_snapshot(str(lock.directory), lease=LEASE)
+    found = snapshot(lock)
     assert (found.tasks["kbSync"].last_outcome, found.tasks["kbSync"].last_success_at) == ("unknown", None)
     runs = {dict(key)["task"]: value for (name, key), value in found.counters.items() if name == "runs_total"}
     assert (runs["kbSync"], any(name == "run_failures_total" for name, _ in found.counters)) == (1, False)
@@ -291,9 +292,9 @@ def test_a_killed_joined_job_has_one_end(lock: Lock) -> None:
         ("kbSync", "outer", None, True),
     ]
     assert [row["event"] for row in told(lock)][-2:] == ["nested_finished", "released"]
-    before = history.read_snapshot(str(lock.directory), lease=LEASE)
+    before = snapshot(lock)
     ledger.drain(str(lock.directory), now=time.time())
-    after = history.read_snapshot(str(lock.directory), lease=LEASE)
+    after = snapshot(lock)
     assert told(lock, event="nested_finished") == rows
     assert (before.counters, before.tasks, after.present) == (after.counters, after.tasks, [])
     failures = [(dict(key)["task"], n) for (name, key), n in after.counters.items() if name == "run_failures_total"]
@@ -315,7 +316,7 @@ def test_a_joined_job_lost_with_its_whole_job(lock: Lock) -> None:
     assert [row["task"] for row in told(lock, event="nested_finished")] == ["kbSync"]
     ledger.drain(str(lock.directory), now=time.time())
     assert [row["task"] for row in told(lock, event="nested_finished")] == ["kbSync"]
-    found = history.read_snapshot(str(lock.directory), lease=LEASE)
+    found = snapshot(lock)
     assert (found.tasks["kbSync"].last_outcome, found.present) == ("lost", [])
 
 

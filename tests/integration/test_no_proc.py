@@ -92,8 +92,8 @@ def test_a_nested_request_joins(lock: Lock) -> None:
 
 def test_leftovers_keep_it(lock: Lock) -> None:
     """What lives on of a job in its session keeps the lease, found by its environment instead of by its parent."""
-    script = "sh -c 'echo ready $$; read x <&3' & exit 0"
-    holder = start(lock, "-t", "backup", "-o", "--", "sh", "-c", f"exec 3<&0; {script}")
+    script = "exec 3<&0; { read x <&3; } & echo ready $!"  # it executes nothing, which would hide its environment
+    holder = start(lock, "-t", "backup", "-o", "--", "sh", "-c", script)
     leftover = int(holder.until_line("ready").split()[1])
     job = until(lambda: lock.sidecar()["job_pid"], "the job")
     until_gone(job)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from maintlock import history, ledger
 from maintlock import holder as holders
+from maintlock import ledger
 from tests.protocol import (
     LEASE,
     PROBES,
@@ -25,6 +25,7 @@ from tests.protocol import (
     is_locked,
     kill,
     places,
+    snapshot,
     survivor_of_a_crash,
     told,
     until_gone,
@@ -57,7 +58,7 @@ def copied(path: Path) -> None:
 
 def collisions(lock: Lock) -> list[str]:
     """Return the kinds of open collisions."""
-    return [found.kind for found in history.read_snapshot(str(lock.directory), lease=LEASE).collisions]
+    return [found.kind for found in snapshot(lock).collisions]
 
 
 def library_holder(lock: Lock, task: str) -> Running:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from maintlock import history
-from tests.protocol import until_queued
+from tests.protocol import told, until_queued
 from tests.support import Lock, until
 from tests.terminal import (
     CTRL_BACKSLASH,
@@ -31,8 +30,7 @@ in_each_shell = pytest.mark.parametrize("shell", SHELLS)
 
 def outcomes(lock: Lock) -> list[tuple[str, int | None]]:
     """Return how each job ended, oldest first."""
-    rows = history.read_history(str(lock.directory))
-    return [(row["outcome"], row["exit_code"]) for row in rows if row["outcome"]]
+    return [(row["outcome"], row["exit_code"]) for row in told(lock) if row["outcome"]]
 
 
 def is_free(lock: Lock) -> bool:

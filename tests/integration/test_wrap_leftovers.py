@@ -32,11 +32,12 @@ def lock(tmp_path: Path) -> Iterator[Headless]:
 
 
 class Gate:
-    """Something that works until it is let go: `cat` on a FIFO."""
+    """Something that works until it is let go: a shell that reads a FIFO; by another one a daemon says that it is up."""
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)
         os.mkfifo(path)
+        os.mkfifo(f"{path}.up")
 
     def open(self) -> None:
         """Let those go who wait here by now."""
@@ -69,9 +70,11 @@ def until_main_ended(lock: Headless) -> None:
     until(lambda: not is_alive(lock.job_pid()), "the main process's end")
 
 
-LEAVE = 'cat "$1" & echo "left $!"; exit 3'
-ORPHAN = '( cat "$1" & echo "left $!" ) ; exit 3'
-DAEMON = 'setsid sh -c \'echo "left $$"; exec cat "$1"\' sh "$1" & exit 3'
+# What is left executes nothing any more when the main process ends: for that moment it would have no environment, by which
+# it is found where we are no subreaper, and on a busy machine the moment is long.
+LEAVE = '{ read x <"$1"; } & echo "left $!"; exit 3'
+ORPHAN = '( { read x <"$1"; } & echo "left $!" ) ; exit 3'
+DAEMON = 'setsid sh -c \'echo "left $$"; echo >"$1.up"; read x <"$1"\' sh "$1" & read up <"$1.up"; exit 3'
 
 
 # The session is the border
@@ -197,7 +200,7 @@ def test_leftovers_are_named_once_after_a_second(lock: Headless, gate: Gate) -> 
     left = pid_of(running.until_line("left"))
     said = running.until_line("maintlock: ")
     expected = "maintlock: x: its main process has ended, and the lease stays held until these have too: "
-    assert said == f"{expected}cat (pid {left})"
+    assert said == f"{expected}sh (pid {left})"
     running.until_line("looked on")
     gate.open()
     assert running.end() == (3, "", "")
@@ -218,7 +221,7 @@ def test_brief_leftovers_are_not_worth_a_word(lock: Headless, gate: Gate) -> Non
 @pytest.mark.parametrize("kernel", ["subreaper", "no subreaper"])
 def test_children_from_before_do_not_count(lock: Headless, gate: Gate, kernel: str) -> None:
     """Children that the wrapper's process had before it became the wrapper (`daemon & exec maintlock-wrap …`) do not count (R5)."""
-    script = 'cat "$1" & echo "left $!"; shift; exec "$@"'
+    script = '{ read x <"$1"; } & echo "left $!"; shift; exec "$@"'
     running = lock.start(
         "-c", script, "sh", gate.path, sys.executable, str(PROBES / "patched_wrap.py"), KERNELS[kernel],
         "-t", "x", "--", "sh", "-c", "exit 3", program="sh", stdin=subprocess.PIPE,
@@ -311,7 +314,7 @@ def killed(running: Running) -> None:
 
 def test_a_job_keeps_the_lease_of_its_killed_wrapper(lock: Headless, gate: Gate) -> None:
     """After a SIGKILL of the wrapper its job, which has the descriptor, keeps the lease until it ends; a waiter gets it then (L2)."""
-    running = lock.start("-t", "holder", "--", "sh", "-c", 'echo "left $$"; exec cat "$1"', "sh", gate.path)
+    running = lock.start("-t", "holder", "--", "sh", "-c", 'echo "left $$"; read x <"$1"', "sh", gate.path)
     left = pid_of(running.until_line("left"))
     lease_id = lock.sidecar()["lease_id"]
     killed(running)
@@ -350,7 +353,7 @@ CARRIERS = {
 def test_survivors_without_the_descriptor(lock: Headless, gate: Gate, what: str) -> None:
     """What outlives wrapper and npm without the descriptor still keeps the lease: deferral and wait name it by pid (L2)."""
     options, through = CARRIERS[what]
-    worker = ("sh", "-c", 'echo "left $$"; exec cat "$1"', "sh", gate.path)
+    worker = ("sh", "-c", 'echo "left $$"; read x <"$1"', "sh", gate.path)
     running = lock.start("-t", "holder", *options, "--", *through, *worker)
     left = pid_of(running.until_line("left"))
     job_pid = lock.job_pid()
