@@ -15,7 +15,7 @@ from typing import Any
 from maintlock import history, line, locktable, process, sidecar
 from maintlock.model import Line, ProcessIdentity, replace
 from maintlock.paths import Places
-from tests.support import Lock, Running, until
+from tests.support import Lock, Running, read_patiently, until
 
 LEASE = "heavy-maintenance"
 PROBES = Path(__file__).resolve().parent / "probes"
@@ -30,7 +30,7 @@ def places(lock: Lock, lease: str = LEASE) -> Places:
 
 def told(lock: Lock, **fields: object) -> list[dict[str, Any]]:
     """Return what the ledger and its pending events tell, oldest first, those that have these fields."""
-    rows = history.read_history(str(lock.directory))
+    rows = read_patiently(history.read_history, str(lock.directory))
     return [row for row in rows if all(row[name] == value for name, value in fields.items())]
 
 
@@ -49,9 +49,15 @@ def assert_each_grant_ended_once(lock: Lock) -> None:
     assert len(begun) - len(ended) <= 1
 
 
+def snapshot(lock: Lock) -> history.Snapshot:
+    """Return what the ledger and its pending events say of the lease."""
+    found: history.Snapshot = read_patiently(history.read_snapshot, str(lock.directory), lease=LEASE)
+    return found
+
+
 def waiting(lock: Lock) -> list[str]:
     """Return the tasks of those who count as waiting."""
-    present = history.read_snapshot(str(lock.directory), lease=LEASE).present
+    present = snapshot(lock).present
     return [row["task"] for row in present if row["role"] == "waiting" and is_present(row)]
 
 

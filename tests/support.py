@@ -14,13 +14,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from maintlock import process
+from maintlock import observe, process
+from maintlock.ledger import LedgerUnavailable
+from maintlock.paths import Places
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 WRAP = str(BIN / "maintlock-wrap")
 MAINTLOCK = str(BIN / "maintlock")
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 60.0  # on a machine that is ten times as slow, and half of what pytest gives a test
 
 
 def read_open_files(pid: int) -> list[str]:
@@ -39,6 +41,31 @@ def until(condition: Callable[[], Any], what: str = "") -> Any:
         assert time.monotonic() < deadline, f"waited in vain for {what or condition}"
         time.sleep(0.005)
     return value
+
+
+def is_stopped(pid: int) -> bool:
+    """Tell whether all threads of a process are stopped by a signal: the one that waits for the lock can be the last."""
+    try:
+        threads = [process.read_stat(int(name)) for name in os.listdir(f"/proc/{pid}/task")]
+    except FileNotFoundError:
+        return False
+    return all(stat is not None and stat.state == "T" for stat in threads)
+
+
+def until_stopped(pid: int) -> None:
+    """Return when a process is stopped by a signal, with all its threads."""
+    until(lambda: is_stopped(pid), f"pid {pid} to stop")
+
+
+def read_patiently(read: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Return what a reader of the ledger returns: on a busy machine, who is just making or closing it may take long."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return read(*arguments, **options)
+        except LedgerUnavailable as error:
+            if "busy" not in error.reason or time.monotonic() > deadline:
+                raise
 
 
 class Running:
@@ -68,8 +95,11 @@ class Running:
             self._seen += chunk
 
     def _stderr(self) -> bytes:
-        self.popen.kill()
-        return self.popen.communicate()[1] or b""
+        """Return what is there of standard error: its end may never come, while a job has it open."""
+        if self.popen.stderr is None:
+            return b""
+        os.set_blocking(self.popen.stderr.fileno(), False)
+        return self.popen.stderr.read() or b""
 
     def signal(self, number: int) -> None:
         """Send a signal to the process."""
@@ -120,21 +150,17 @@ class Lock:
         return running
 
     def status(self) -> dict[str, Any]:
-        """Return `maintlock status --json`."""
-        found: dict[str, Any] = json.loads(self._read("status", "--json"))
+        """Return what `maintlock status --json` tells; that program has tests of its own, and takes long to start."""
+        found: dict[str, Any] = json.loads(json.dumps(observe.read_status(self._places())))
         return found
 
     def history(self, **fields: Any) -> list[dict[str, Any]]:
-        """Return `maintlock history --json`, those rows that have these fields."""
-        rows = [json.loads(line) for line in self._read("history", "--json").splitlines()]
+        """Return what `maintlock history --json` tells, those rows that have these fields."""
+        rows = json.loads(json.dumps(read_patiently(observe.read_history, str(self.directory))))
         return [row for row in rows if all(row.get(name) == value for name, value in fields.items())]
 
-    def _read(self, *arguments: str) -> str:
-        done = subprocess.run(
-            [MAINTLOCK, *arguments], env=self.env(), capture_output=True, text=True, timeout=PATIENCE_SECONDS
-        )
-        assert done.returncode in {0, 1, 2}, done.stderr
-        return done.stdout
+    def _places(self) -> Places:
+        return Places(directory=str(self.directory), lease="heavy-maintenance")
 
     def sidecar(self, lease: str = "heavy-maintenance") -> dict[str, Any]:
         """Return the sidecar."""

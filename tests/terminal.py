@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support import PATIENCE_SECONDS, Lock, until
+from tests.support import PATIENCE_SECONDS, Lock, is_stopped, until
 
 PROBES = Path(__file__).resolve().parent / "probes"
 CTRL_C, CTRL_D, CTRL_Z, CTRL_BACKSLASH = "\x03", "\x04", "\x1a", "\x1c"
@@ -70,12 +70,12 @@ class Terminal:
     def suspend(self) -> None:
         """Press Ctrl-Z, and return when the shell has its prompt back and all others have stopped.
 
-        One that has not got round to stopping yet would still read the next key.
+        One that has not got round to stopping yet would still read the next key, or get the lock that it waits for.
         """
         self.press(CTRL_Z)
         while self.prompt()[0] != 128 + signal.SIGTSTP:
             pass  # a prompt from before
-        until(lambda: all(state(pid) == "T" for pid in session(self.popen.pid) if pid != self.popen.pid))
+        until(lambda: all(is_stopped(pid) for pid in session(self.popen.pid) if pid != self.popen.pid), "all to stop")
 
     def _until(self, pattern: re.Pattern[str]) -> tuple[str, re.Match[str]]:
         deadline = time.monotonic() + PATIENCE_SECONDS

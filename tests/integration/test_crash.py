@@ -167,6 +167,7 @@ def test_the_descriptor_holds_the_lease(lock: Lock) -> None:
     assert told(lock, event="deferred")[0]["reason_code"] == "survivors"
     assert len(told(lock, event="survivors")) == 1
     waiter = lock.start("-t", "waiter", "-w", "forever", "--", "true")
+    until_queued(lock, waiter)
     kill(job)
     assert waiter.end()[0] == 0
     assert ends(lock) == [("backup", "stale_cleaned", "lost"), ("waiter", "released", "completed")]
@@ -388,10 +389,11 @@ def test_killed_by_group(lock: Lock) -> None:
     holder = lock.start(*argv[1:], program=argv[0], start_new_session=True)
     holder.until_line("ready")
     job = until(lambda: lock.sidecar()["job_pid"], "the job")
-    os.killpg(job, signal.SIGKILL)
     os.killpg(holder.pid, signal.SIGKILL)
+    os.killpg(job, signal.SIGKILL)
     holder.popen.wait()
-    assert lock.wrap("-t", "next", "-w", "10s", "--", "echo", "ran").stdout == "ran\n"
+    assert lock.wrap("-t", "next", "-w", "forever", "--", "echo", "ran").stdout == "ran\n"
+    assert ends(lock)[0] == ("crashed", "stale_cleaned", "lost")
     assert_each_grant_ended_once(lock)
 
 

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -11,7 +9,8 @@ from typing import Any
 import pytest
 
 from maintlock import ledger
-from tests.support import MAINTLOCK, WRAP, Lock, until
+from tests.protocol import leave_crashed, told
+from tests.support import MAINTLOCK, PATIENCE_SECONDS, WRAP, Lock, until
 
 FIELDS = "at event task lease lease_id source reason pid reason_code blocked_by parent_task seconds exit_code outcome".split()
 
@@ -20,7 +19,11 @@ def show(lock: Lock, *arguments: str, **more: str) -> str:
     """Return what `maintlock history` prints."""
     env = {name: value for name, value in lock.env().items() if name != "COLUMNS"}
     done = subprocess.run(
-        [MAINTLOCK, "history", *arguments], env={**env, **more}, capture_output=True, text=True, timeout=30
+        [MAINTLOCK, "history", *arguments],
+        env={**env, **more},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
@@ -36,20 +39,15 @@ def settle(lock: Lock) -> None:
     ledger.drain(str(lock.directory), now=time.time())
 
 
-def kill(lock: Lock, task: str) -> None:
-    """Hold the lease as a task, and kill wrapper and job."""
-    running = lock.hold(task)
-    job = until(lambda: lock.sidecar()["job_pid"])
-    running.signal(signal.SIGKILL)
-    os.kill(job, signal.SIGKILL)
-    running.popen.wait()
-    until(lambda: lock.status()["state"] == "free")
+def rows_of(lock: Lock) -> list[dict[str, Any]]:
+    """Return what `maintlock history --json` prints."""
+    return [json.loads(text) for text in show(lock, "--json").splitlines()]
 
 
 def test_one_grant_is_two_rows(lock: Lock) -> None:
     """A grant is one `acquired` and one end with its outcome, each with exactly the fields of the contract."""
     lock.wrap("-t", "kbSync", "--reason", "nightly", "--", "sh", "-c", "exit 3")
-    rows = lock.history()
+    rows = rows_of(lock)
     assert [list(row) for row in rows] == [FIELDS, FIELDS]
     assert brief(rows) == [("acquired", "kbSync", None), ("released", "kbSync", "failed")]
     assert rows[0]["lease_id"] == rows[1]["lease_id"]
@@ -67,7 +65,7 @@ def test_same_before_and_after_the_ledger(lock: Lock, first_is: str) -> None:
     expected = [
         (event, task, outcome) for task in "ab" for event, outcome in (("acquired", None), ("released", "completed"))
     ]
-    assert brief(lock.history()) == expected
+    assert brief(rows_of(lock)) == expected
 
 
 def test_deferral_names_who_was_in_the_way(lock: Lock) -> None:
@@ -107,7 +105,7 @@ def test_end_that_its_wrapper_could_not_tell(lock: Lock) -> None:
 
 def test_crash_has_a_beginning_and_then_one_end(lock: Lock) -> None:
     """A crashed grant has begun; its end is told by the next one, once, as lost (L1)."""
-    kill(lock, "backup")
+    leave_crashed(lock, "backup")
     (lock.directory / "ledger.pending").write_bytes(b"")
     assert brief(lock.history()) == [("acquired", "backup", None)]
     assert lock.wrap("-t", "kbSync", "--", "true").returncode == 0
@@ -121,6 +119,7 @@ def test_crash_has_a_beginning_and_then_one_end(lock: Lock) -> None:
 def test_running_grant_has_begun(lock: Lock) -> None:
     """A grant that goes on has one beginning and no end."""
     lock.hold("kbSync")
+    until(lambda: told(lock, event="acquired"), "its beginning to be told")
     (lock.directory / "ledger.pending").write_bytes(b"")
     assert brief(lock.history()) == [("acquired", "kbSync", None)]
 
@@ -188,7 +187,9 @@ def test_unreadable_ledger_is_told(lock: Lock) -> None:
     lock.directory.mkdir(mode=0o700)
     (lock.directory / "ledger.db").write_bytes(b"no database" * 1000)
     (lock.directory / "ledger.db").chmod(0o600)
-    done = subprocess.run([MAINTLOCK, "history"], env=lock.env(), capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [MAINTLOCK, "history"], env=lock.env(), capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
     assert (done.returncode, done.stdout, "ledger.db" in done.stderr) == (73, "", True)
 
 
@@ -199,7 +200,9 @@ def test_what_waits_is_told_without_the_ledger(lock: Lock, form: str) -> None:
     (lock.directory / "ledger.db").write_bytes(b"no database" * 1000)
     (lock.directory / "ledger.db").chmod(0o600)
     arguments = ["history", "--task", "kbSync", *(["--json"] if form == "--json" else [])]
-    done = subprocess.run([MAINTLOCK, *arguments], env=lock.env(), capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [MAINTLOCK, *arguments], env=lock.env(), capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
     assert (done.returncode, "ledger.db: corrupt" in done.stderr) == (73, True)
     if form == "--json":
         assert [json.loads(line)["event"] for line in done.stdout.splitlines()] == ["acquired", "released"]

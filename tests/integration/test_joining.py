@@ -7,8 +7,9 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from maintlock import history, ledger
+from maintlock import ledger
 from tests.protocol import (
     LEASE,
     SAYS_HELD,
@@ -20,6 +21,7 @@ from tests.protocol import (
     kill,
     line_of,
     places,
+    snapshot,
     told,
     until_gone,
     waiting,
@@ -55,12 +57,12 @@ def test_a_nested_request_joins(lock: Lock) -> None:
 def test_a_joined_success_is_one_of_its_task(lock: Lock) -> None:
     """A joined job that succeeded is a success of its own task, and one that failed a failure (R7)."""
     run_inside(lock, f"{inner('good', 'true')}; {inner('bad', 'false')}")
-    snapshot = history.read_snapshot(str(lock.directory), lease=LEASE)
-    assert snapshot.tasks["good"].last_success_at is not None
-    assert snapshot.tasks["good"].last_outcome == "completed"
-    assert snapshot.tasks["bad"].last_success_at is None
-    assert snapshot.tasks["bad"].last_outcome == "failed"
-    runs = {dict(labels)["task"]: value for (name, labels), value in snapshot.counters.items() if name == "runs_total"}
+    found = snapshot(lock)
+    assert found.tasks["good"].last_success_at is not None
+    assert found.tasks["good"].last_outcome == "completed"
+    assert found.tasks["bad"].last_success_at is None
+    assert found.tasks["bad"].last_outcome == "failed"
+    runs = {dict(labels)["task"]: value for (name, labels), value in found.counters.items() if name == "runs_total"}
     assert runs == {"good": 1, "bad": 1, "outer": 1}
 
 
@@ -68,12 +70,12 @@ def test_who_has_joined_is_seen(lock: Lock) -> None:
     """While a joined job runs it is present as nested with its process, and afterwards it is not."""
     script = inner("kbSync", "echo ready; read x", "--reason pulled")
     holder = lock.hold("outer", script=script)
-    rows = until(lambda: history.read_snapshot(str(lock.directory), lease=LEASE).present, "the joined job on record")
+    rows = until(lambda: snapshot(lock).present, "the joined job on record")
     assert [(row["role"], row["task"], row["reason"]) for row in rows] == [("nested", "kbSync", "pulled")]
     assert is_present(rows[0])
     assert is_locked(places(lock).nested)
     holder.popen.communicate()
-    assert history.read_snapshot(str(lock.directory), lease=LEASE).present == []
+    assert snapshot(lock).present == []
     assert not is_locked(places(lock).nested)
 
 
@@ -90,13 +92,9 @@ def test_three_levels(lock: Lock) -> None:
 
 def test_in_parallel(lock: Lock) -> None:
     """What a job runs inside itself is its own affair: its parts join side by side."""
-    wait_for = "echo $0; while ! [ -e {}/go ]; do sleep 0.01; done"
-    script = " & ".join(
-        inner(f"part{n}", f"touch {lock.directory}.{n}; " + wait_for.format(lock.directory.parent)) for n in range(3)
-    )
-    running = lock.start("-t", "outer", "--", "sh", "-c", f"{script} & wait")
-    until(lambda: all(os.path.exists(f"{lock.directory}.{n}") for n in range(3)), "all parts at once")
-    (lock.directory.parent / "go").touch()
+    parts = " & ".join(inner(f"part{n}", f"echo here {n}; read x <&3") for n in range(3))
+    running = lock.start("-t", "outer", "--", "sh", "-c", f"exec 3<&0; {parts} & wait", stdin=subprocess.PIPE)
+    assert {running.until_line("here") for _ in range(3)} == {f"here {n}" for n in range(3)}
     assert running.end()[0] == 0
     assert {row["task"] for row in told(lock, event="nested_finished")} == {"part0", "part1", "part2"}
 
@@ -175,18 +173,19 @@ def test_the_parent_is_over_and_another_has_it(lock: Lock) -> None:
     assert f"kbSync {SAYS_HELD}backup (" in err
     row = told(lock, event="deferred")[0]
     assert (row["task"], row["blocked_by"], row["parent_task"]) == ("kbSync", "backup", "primary-dev-sync")
-    assert history.read_snapshot(str(lock.directory), lease=LEASE).tasks["kbSync"].last_success_at is None
+    assert snapshot(lock).tasks["kbSync"].last_success_at is None
     other.popen.communicate()
 
 
-def test_the_lease_is_kept_for_a_joined_job(lock: Lock) -> None:
+def test_the_lease_is_kept_for_a_joined_job(lock: Lock, tmp_path: Path) -> None:
     """A joined job that outlives its parent's main process keeps the lease, also with `--hold-until main`; release waits."""
+    os.mkfifo(go := tmp_path / "go")
+    script = f"exec 3<&0; {inner('kbSync', 'echo ready; read x <&3')} & read y <{go}"
     for hold_until in ("session", "main"):
-        script = f"exec 3<&0; {inner('kbSync', 'echo ready; read x <&3')} & while ! [ -e $MAINTLOCK_STATE_DIR/go ]; do sleep 0.01; done"
         holder = lock.start("-t", "outer", "--hold-until", hold_until, "--", "sh", "-c", script, stdin=subprocess.PIPE)
         holder.until_line("ready")
         job = until(lambda: lock.sidecar()["job_pid"], "the job")
-        (lock.directory / "go").touch()
+        go.write_text("\n")
         until_gone(job)
         done = lock.wrap("-t", "other", "-E", "9", "--", "true")
         assert done.returncode == 9
@@ -195,7 +194,6 @@ def test_the_lease_is_kept_for_a_joined_job(lock: Lock) -> None:
         holder.popen.communicate()
         assert holder.popen.returncode == 0
         assert lock.wrap("-t", "other", "-E", "9", "--", "true").returncode == 0
-        (lock.directory / "go").unlink()
     assert_each_grant_ended_once(lock)
 
 
@@ -224,8 +222,13 @@ def test_a_joined_job_survives_its_parents_crash(lock: Lock) -> None:
         until(lambda: waiting(lock) == ["waiter"], "the waiter")
         holder.popen.stdin.close()  # type: ignore[union-attr]  # a pipe, as it was started
         holder.until_line("joined")
+        until_gone(job)
+        until_gone(wrapper)
     assert waiter.end()[0] == 0
-    assert sorted(row["task"] for row in told(lock, event="nested_finished")) == ["kbSync", "part"]
+    assert sorted((row["task"], row["exit_code"]) for row in told(lock, event="nested_finished")) == [
+        ("kbSync", 0),
+        ("part", 0),
+    ]
     assert told(lock, event="token_stale") == []
 
 
@@ -242,7 +245,7 @@ def test_a_joined_job_without_environment_survives_too(lock: Lock) -> None:
         waiter = lock.start("-t", "waiter", "-w", "300ms", "-E", "8", "--", "true")
         assert waiter.end()[0] == 8
         assert line_of(lock) == before
-    assert lock.wrap("-t", "other", "-w", "25s", "-E", "9", "--", "true").returncode == 0
+    assert lock.wrap("-t", "other", "-w", "forever", "-E", "9", "--", "true").returncode == 0
     assert_each_grant_ended_once(lock)
 
 
@@ -263,14 +266,15 @@ def test_two_leases_nested(lock: Lock) -> None:
     ]
 
 
-def test_a_nested_exec(lock: Lock) -> None:
+def test_a_nested_exec(lock: Lock, tmp_path: Path) -> None:
     """A nested `--exec` becomes its command, which keeps the lease for as long as it runs."""
-    script = f"exec 3<&0; {inner('kbSync', 'echo ready; read x <&3', '-F')} & while ! [ -e $MAINTLOCK_STATE_DIR/go ]; do sleep 0.01; done"
+    os.mkfifo(go := tmp_path / "go")
+    script = f"exec 3<&0; {inner('kbSync', 'echo ready; read x <&3', '-F')} & read y <{go}"
     holder = lock.start("-t", "outer", "--hold-until", "main", "--", "sh", "-c", script, stdin=subprocess.PIPE)
     holder.until_line("ready")
     assert is_locked(places(lock).nested)
     job = until(lambda: lock.sidecar()["job_pid"], "the job")
-    (lock.directory / "go").touch()
+    go.write_text("\n")
     until_gone(job)
     assert lock.wrap("-t", "other", "-E", "9", "--", "true").returncode == 9
     holder.popen.communicate()
@@ -278,7 +282,7 @@ def test_a_nested_exec(lock: Lock) -> None:
     assert [(r["task"], r["parent_task"]) for r in told(lock, event="nested_started")] == [("kbSync", "outer")]
     (finished,) = told(lock, event="nested_finished")
     assert (finished["task"], finished["parent_task"], finished["seconds"]) == ("kbSync", "outer", None)
-    found = history.read_snapshot(str(lock.directory), lease=LEASE)
+    found = snapshot(lock)
     assert (found.tasks["kbSync"].last_outcome, found.tasks["kbSync"].last_success_at) == ("unknown", None)
     runs = {dict(key)["task"]: value for (name, key), value in found.counters.items() if name == "runs_total"}
     assert (runs["kbSync"], any(name == "run_failures_total" for name, _ in found.counters)) == (1, False)
@@ -300,9 +304,9 @@ def test_a_killed_joined_job_has_one_end(lock: Lock) -> None:
         ("kbSync", "outer", None, True),
     ]
     assert [row["event"] for row in told(lock)][-2:] == ["nested_finished", "released"]
-    before = history.read_snapshot(str(lock.directory), lease=LEASE)
+    before = snapshot(lock)
     ledger.drain(str(lock.directory), now=time.time())
-    after = history.read_snapshot(str(lock.directory), lease=LEASE)
+    after = snapshot(lock)
     assert told(lock, event="nested_finished") == rows
     assert (before.counters, before.tasks, after.present) == (after.counters, after.tasks, [])
     failures = [(dict(key)["task"], n) for (name, key), n in after.counters.items() if name == "run_failures_total"]
@@ -319,12 +323,12 @@ def test_a_joined_job_lost_with_its_whole_job(lock: Lock) -> None:
     ledger.drain(str(lock.directory), now=time.time())
     crash(holder, until(lambda: lock.sidecar()["job_pid"], "the outer job"), *pids)
     assert told(lock, event="nested_finished") == []
-    assert lock.wrap("-t", "next", "-w", "25s", "-E", "9", "--", "true").returncode == 0
+    assert lock.wrap("-t", "next", "-w", "forever", "-E", "9", "--", "true").returncode == 0
     assert ends(lock) == [("outer", "stale_cleaned", "lost"), ("next", "released", "completed")]
     assert [row["task"] for row in told(lock, event="nested_finished")] == ["kbSync"]
     ledger.drain(str(lock.directory), now=time.time())
     assert [row["task"] for row in told(lock, event="nested_finished")] == ["kbSync"]
-    found = history.read_snapshot(str(lock.directory), lease=LEASE)
+    found = snapshot(lock)
     assert (found.tasks["kbSync"].last_outcome, found.present) == ("lost", [])
 
 

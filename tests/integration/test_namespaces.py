@@ -21,7 +21,7 @@ from tests.protocol import (
     told,
     waiting,
 )
-from tests.support import WRAP, Lock, Running, until
+from tests.support import PATIENCE_SECONDS, WRAP, Lock, Running, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make a pid namespace")
 
@@ -45,7 +45,9 @@ def hold_in(container: list[str], lock: Lock, task: str, script: str = "echo rea
 
 def wrap_in(container: list[str], lock: Lock, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a wrapper in a container."""
-    return subprocess.run([*container, WRAP, *arguments], env=lock.env(), capture_output=True, text=True, timeout=30)
+    return subprocess.run(
+        [*container, WRAP, *arguments], env=lock.env(), capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
 
 
 def test_one_at_a_time_across_namespaces(lock: Lock, container: list[str]) -> None:
@@ -91,7 +93,7 @@ def test_pid_one_is_not_taken_for_a_holder(lock: Lock, container: list[str]) -> 
     until(lambda: not is_locked(places(lock).lock), "the kernel to free the lock")
     script = f'for i in 1 2 3 4 5 6; do sh -c "[ \\$\\$ = {pid} ] && exec sleep 1000" & done; {WRAP} -t next -- echo ran; kill -9 -1'
     argv = [*container, "sh", "-c", script]
-    done = subprocess.run(argv, env=lock.env(), capture_output=True, text=True, timeout=30)
+    done = subprocess.run(argv, env=lock.env(), capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert done.stdout.startswith("ran\n"), done.stderr
     assert ends(lock)[0] == ("inside", "stale_cleaned", "lost")
 
@@ -111,13 +113,14 @@ def test_a_waiter_in_another_namespace_counts(lock: Lock, container: list[str]) 
 def test_survivors_within_a_container(lock: Lock, container: list[str]) -> None:
     """Inside a container, whose session began outside and so has no number there, survivors are found as elsewhere (L2)."""
     script = (
-        f"{WRAP} -t backup -- {PYTHON} {PROBES}/like_npm.py sleep 1000 > $MAINTLOCK_STATE_DIR.out & "
-        "while ! grep -q ready $MAINTLOCK_STATE_DIR.out; do sleep 0.01; done; "
+        f"mkfifo $MAINTLOCK_STATE_DIR.out; {WRAP} -t backup -- {PYTHON} {PROBES}/like_npm.py sleep 1000 > $MAINTLOCK_STATE_DIR.out & "
         "read word main child < $MAINTLOCK_STATE_DIR.out; kill -9 $! $main; wait $!; "
         f"{WRAP} -t next -E 9 -- echo ran; echo code $? child $child; kill -9 $child; "
-        f"{WRAP} -t next -w 5s -E 9 -- echo ran"
+        f"{WRAP} -t next -w forever -E 9 -- echo ran"
     )
-    done = subprocess.run([*container, "sh", "-c", script], env=lock.env(), capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [*container, "sh", "-c", script], env=lock.env(), capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
     words = done.stdout.split()
     assert words[:3] == ["code", "9", "child"] and words[4:] == ["ran"], done.stderr
     assert f"{SAYS_HELD}survivors of backup (pids {words[3]})" in done.stderr
@@ -137,5 +140,7 @@ def test_the_library_in_a_container(lock: Lock, container: list[str]) -> None:
     """A Python program in a container is refused while the lease is held outside, and told by whom."""
     holder = lock.hold("outside")
     argv = [*container, PYTHON, str(PROBES / "hold.py"), "inside"]
-    done = subprocess.run(argv, env=lock.env(), capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        argv, env=lock.env(), capture_output=True, text=True, timeout=PATIENCE_SECONDS, stdin=subprocess.DEVNULL
+    )
     assert (done.returncode, done.stdout) == (9, f"held lease-held outside {holder.pid}\n")

@@ -24,7 +24,7 @@ from tests.protocol import (
     told,
     until_gone,
 )
-from tests.support import Lock, Running, until
+from tests.support import PATIENCE_SECONDS, Lock, Running, until
 
 WITHOUT = (PYTHON, str(PROBES / "without_proc.py"), "wrap")
 INSIDE = " ".join(WITHOUT)
@@ -33,7 +33,7 @@ INSIDE = " ".join(WITHOUT)
 def wrap(lock: Lock, *arguments: str, **more: object) -> subprocess.CompletedProcess[str]:
     """Run `maintlock-wrap` without /proc to its end."""
     options = {"stdin": subprocess.DEVNULL, "env": lock.env(), **more}
-    return subprocess.run([*WITHOUT, *arguments], capture_output=True, text=True, timeout=30, **options)  # type: ignore[call-overload, no-any-return]
+    return subprocess.run([*WITHOUT, *arguments], capture_output=True, text=True, timeout=PATIENCE_SECONDS, **options)  # type: ignore[call-overload, no-any-return]
 
 
 def start(lock: Lock, *arguments: str) -> Running:
@@ -92,8 +92,8 @@ def test_a_nested_request_joins(lock: Lock) -> None:
 
 def test_leftovers_keep_it(lock: Lock) -> None:
     """What lives on of a job in its session keeps the lease, found by its environment instead of by its parent."""
-    script = "sh -c 'echo ready $$; read x <&3' & exit 0"
-    holder = start(lock, "-t", "backup", "-o", "--", "sh", "-c", f"exec 3<&0; {script}")
+    script = "exec 3<&0; { read x <&3; } & echo ready $!"  # it executes nothing, which would hide its environment
+    holder = start(lock, "-t", "backup", "-o", "--", "sh", "-c", script)
     leftover = int(holder.until_line("ready").split()[1])
     job = until(lambda: lock.sidecar()["job_pid"], "the job")
     until_gone(job)
@@ -209,7 +209,7 @@ def test_with_an_empty_proc(lock: Lock, require: object) -> None:
     )  # fmt: skip
     crashed.until_line("ready")
     crashed.popen.wait()
-    after = [*unshare, *wrapper, "-t", "after", "-w", "5s", "--", "echo", "ran"]
+    after = [*unshare, *wrapper, "-t", "after", "-w", "forever", "--", "echo", "ran"]
     done = subprocess.run(after, env=lock.env(), capture_output=True, text=True)
     assert done.stdout == "ran\n", done.stderr
     assert ("crashed", "stale_cleaned", "lost") in ends(lock)

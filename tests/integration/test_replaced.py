@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from maintlock import history, ledger
 from maintlock import holder as holders
+from maintlock import ledger
 from tests.protocol import (
     LEASE,
     PROBES,
@@ -25,12 +25,13 @@ from tests.protocol import (
     is_locked,
     kill,
     places,
+    snapshot,
     survivor_of_a_crash,
     told,
     until_gone,
     waiting,
 )
-from tests.support import WRAP, Lock, Running, until
+from tests.support import PATIENCE_SECONDS, WRAP, Lock, Running, until
 
 
 def removed(path: Path) -> None:
@@ -57,7 +58,7 @@ def copied(path: Path) -> None:
 
 def collisions(lock: Lock) -> list[str]:
     """Return the kinds of open collisions."""
-    return [found.kind for found in history.read_snapshot(str(lock.directory), lease=LEASE).collisions]
+    return [found.kind for found in snapshot(lock).collisions]
 
 
 def library_holder(lock: Lock, task: str) -> Running:
@@ -114,7 +115,7 @@ def test_a_crashed_holder_of_a_replaced_file(lock: Lock) -> None:
     lock.wrap("-t", "next", "--", "true")
     crash(holder, job)
     until_gone(job)
-    assert lock.wrap("-t", "next", "-w", "5s", "--", "echo", "ran").stdout == "ran\n"
+    assert lock.wrap("-t", "next", "-w", "forever", "--", "echo", "ran").stdout == "ran\n"
     assert ends(lock)[0] == ("backup", "stale_cleaned", "lost")
     assert collisions(lock) == []
     assert_each_grant_ended_once(lock)
@@ -197,7 +198,7 @@ def test_a_request_inside_such_a_job_joins_it(lock: Lock, put_back: str) -> None
     assert f"held by survivors of backup (pids {pid})" in done.stderr
     kill(pid)
     until_gone(pid)
-    assert lock.wrap("-t", "next", "-w", "5s", "--", "echo", "ran").stdout == "ran\n"
+    assert lock.wrap("-t", "next", "-w", "forever", "--", "echo", "ran").stdout == "ran\n"
     assert_each_grant_ended_once(lock)
 
 
@@ -281,7 +282,9 @@ def test_a_file_replaced_before_anything_is_on_record(lock: Lock) -> None:
     lock.wrap("-t", "first", "--", "true")
     program = OVERTAKEN.format(wrap=WRAP)
     argv = [PYTHON, str(PROBES / "patched_wrap.py"), program, "-t", "late", "-E", "9", "--", "echo", "ran"]
-    done = subprocess.run(argv, env=lock.env(), capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        argv, env=lock.env(), capture_output=True, text=True, timeout=PATIENCE_SECONDS, stdin=subprocess.DEVNULL
+    )
     assert (done.returncode, done.stdout) == (9, ""), done.stderr
     assert f"{SAYS_HELD}thief (" in done.stderr
     until(lambda: told(lock, event="acquired", task="thief"), "the thief's grant to be told")

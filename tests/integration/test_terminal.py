@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from maintlock import history
+from tests.protocol import told, until_queued
 from tests.support import Lock, until
 from tests.terminal import (
     CTRL_BACKSLASH,
@@ -30,8 +30,7 @@ in_each_shell = pytest.mark.parametrize("shell", SHELLS)
 
 def outcomes(lock: Lock) -> list[tuple[str, int | None]]:
     """Return how each job ended, oldest first."""
-    rows = history.read_history(str(lock.directory))
-    return [(row["outcome"], row["exit_code"]) for row in rows if row["outcome"]]
+    return [(row["outcome"], row["exit_code"]) for row in told(lock) if row["outcome"]]
 
 
 def is_free(lock: Lock) -> bool:
@@ -339,7 +338,7 @@ def test_a_stopped_waiter_lets_those_behind_it_pass(open_shell: Opened, lock: Lo
     until(lambda: waiters(lock) == 1)
     terminal.suspend()
     behind = lock.start("-w", "forever", "-t", "behind", "--", "sh", "-c", "echo ready; read x", stdin=-1)
-    until(lambda: waiters(lock) == 1)
+    until_queued(lock, behind)
     holder.popen.stdin.close()  # type: ignore[union-attr]  # it has one
     behind.until_line("ready")
     terminal.press("fg\n")

@@ -65,11 +65,16 @@ def test_a_job_that_dies_of_a_signal(lock: Headless, name: str) -> None:
     assert lock.is_free()
 
 
-def test_a_job_stopped_by_its_maximum_run_time(lock: Headless) -> None:
+def test_a_job_stopped_by_its_maximum_run_time(lock: Headless, tmp_path: Path) -> None:
     """What --max-runtime stops leaves 124 whatever code the job chose, and counts as timed out (L4)."""
-    done = lock.wrap("-t", "x", "--max-runtime", "200ms", "--", "sh", "-c", "trap 'exit 0' TERM; sleep 60 & wait")
-    assert done.returncode == 124
-    assert "x exceeded its maximum run time of 0.2s; stopping it" in done.stderr
+    ready = str(tmp_path / "ready")
+    job = ("sh", "-c", "trap 'echo left as I chose; exit 0' TERM; touch $0; read x", ready)
+    limit = ("--max-runtime", "200ms", "--stop-grace", "1h")
+    running = lock.patched(f"begin_limit_at({ready!r})", "-t", "x", *limit, "--", *job, stdin=subprocess.PIPE)
+    running.until_line("left as I chose")
+    code, _, err = running.end()
+    assert code == 124
+    assert "x exceeded its maximum run time of 0.2s; stopping it" in err
     assert lock.history(outcome="timed_out", exit_code=124)
 
 
@@ -581,12 +586,18 @@ COMMANDS: Mapping[str, tuple[Callable[[Path], str], int]] = {
 }
 
 
-@pytest.mark.parametrize("options", [(), ("-F",), ("-o",)], ids=" ".join)
-@pytest.mark.parametrize("what", COMMANDS)
-def test_a_command_that_cannot_be_started(lock: Headless, tmp_path: Path, what: str, options: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("what", "options"),
+    [
+        *((what, options) for what in COMMANDS for options in ("", "-F")),
+        ("no such name", "-o"),
+        ("not executable", "-o"),
+    ],
+)
+def test_a_command_that_cannot_be_started(lock: Headless, tmp_path: Path, what: str, options: str) -> None:
     """A command that is not found leaves 127, one that cannot be executed 126; nothing stays held or on record (R2)."""
     make, expected = COMMANDS[what]
-    done = lock.wrap("-t", "x", *options, "--", make(tmp_path), cwd=tmp_path)
+    done = lock.wrap("-t", "x", *options.split(), "--", make(tmp_path), cwd=tmp_path)
     assert done.returncode == expected
     assert ("command not found" if expected == 127 else "cannot be executed") in done.stderr
     assert done.stderr.count("\n") == 1

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.headless import SIGNALS, Headless, headless_in, is_alive
-from tests.support import WRAP, Running, until
+from tests.support import WRAP, Running, until, until_stopped
 
 ENDING = ["TERM", "HUP", "INT", "QUIT", "USR1", "USR2"]
 
@@ -43,8 +43,9 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("option", ["--outcome", "--exec"])
-@pytest.mark.parametrize("name", ENDING)
+@pytest.mark.parametrize(
+    ("option", "name"), [*(("--outcome", name) for name in ENDING), ("--exec", "TERM"), ("--exec", "INT")]
+)
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_signals_before_the_job_runs(lock: Headless, tmp_path: Path, moment: str, name: str, option: str) -> None:
     """A signal that comes before the job was started ends us with 128+n; the job is not run and nothing stays held (L4)."""
@@ -91,15 +92,23 @@ def test_signals_end_the_wait(lock: Headless, tmp_path: Path, name: str) -> None
 
 
 def test_being_continued_does_not_end_the_wait(lock: Headless) -> None:
-    """CONT ends no wait: who was stopped and continued still gets the lease (R4)."""
+    """CONT ends no wait: who was continued, stopped and continued still gets the lease (R4)."""
+    patch = (
+        "from maintlock.signals import Signals\nwait = Signals.wait\n"
+        "def heard(self, seconds):\n    numbers = wait(self, seconds)\n    18 in numbers and print('continued', flush=True)\n"
+        "    return numbers\nSignals.wait = heard"
+    ).replace("18", str(int(signal.SIGCONT)))
     holder = lock.hold()
-    waiter = lock.start("-t", "x", "-w", "forever", "--", "echo", "ran", stderr=subprocess.STDOUT)
+    waiter = lock.patched(patch, "-t", "x", "-w", "forever", "--", "echo", "ran", stderr=subprocess.STDOUT)
     waiter.until_line("waits for")
-    for name in ("CONT", "STOP", "CONT", "CONT"):
-        waiter.signal(number(name))
+    waiter.signal(signal.SIGCONT)
+    waiter.until_line("continued")
+    waiter.signal(signal.SIGSTOP)
+    until_stopped(waiter.pid)
+    waiter.signal(signal.SIGCONT)
+    waiter.until_line("continued")
     holder.end()
-    waiter.until_line("ran")
-    assert waiter.end()[0] == 0
+    assert waiter.end() == (0, "ran\n", "")
 
 
 def test_an_ignored_signal_does_not_end_the_wait(lock: Headless) -> None:
@@ -179,10 +188,7 @@ def test_a_stop_while_the_wrapper_does_not_run(lock: Headless) -> None:
     running = lock.hold(script="ulimit -c 0; echo ready; read x")
     job_pid = lock.job_pid()
     running.signal(signal.SIGSTOP)
-    until(
-        lambda: Path(f"/proc/{running.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T",
-        "the wrapper to stop",
-    )
+    until_stopped(running.pid)
     running.signal(signal.SIGTERM)
     os.kill(job_pid, signal.SIGKILL)
     running.signal(signal.SIGCONT)

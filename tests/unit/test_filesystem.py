@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from maintlock import filesystem, process
@@ -59,6 +61,7 @@ def mounted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_local_filesystems_are_taken(kind: str, mounted: Path) -> None:
     """On a filesystem that is known to keep flock local there is nothing to say."""
     mounted.write_text(f"1 0 0:1 / / rw - {kind} none rw\n")
+    assert filesystem.read_type("/somewhere") == kind
     filesystem.check_local("/somewhere")
 
 
@@ -78,7 +81,22 @@ def test_this_directory_has_a_type(tmp_path: Path) -> None:
     assert filesystem.read_type(str(tmp_path))
 
 
+def partition(mountpoint: str, kind: str) -> SimpleNamespace:
+    """Return a row of psutil's table."""
+    return SimpleNamespace(mountpoint=mountpoint, fstype=kind)
+
+
 def test_without_proc_it_is_found_or_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no /proc nothing is refused that is not known to be bad."""
     monkeypatch.setattr(process, "PROC", str(tmp_path / "missing"))
+    table = [partition(str(tmp_path), "ext4"), partition("/", "nfs4")]
+    monkeypatch.setattr(psutil, "disk_partitions", lambda **_: table)
     filesystem.check_local(str(tmp_path))
+    with pytest.raises(UnavailableError, match="type nfs4"):
+        filesystem.check_local("/")
+    table.clear()
+    assert filesystem.read_type("/") == ""
+    filesystem.check_local("/")
+    monkeypatch.delattr(psutil, "disk_partitions")
+    assert filesystem.read_type("/") == ""
+    filesystem.check_local("/")

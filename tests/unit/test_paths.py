@@ -97,6 +97,7 @@ def test_what_only_we_may_write_is_taken(tmp_path: Path, mode: int) -> None:
     (tmp_path / "state").mkdir()
     (tmp_path / "state").chmod(mode)
     paths.open_state_directory(str(tmp_path / "state"))
+    assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == mode
 
 
 def owned(mode: int, *, uid: int | None = None, gid: int | None = None) -> os.stat_result:

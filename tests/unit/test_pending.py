@@ -6,7 +6,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 
 from maintlock import flock, pending
 from maintlock.paths import PENDING_FILES
+from tests.clock import Clock
 
 ROOT = Path(pending.__file__).parents[1]
 HEAVY_IMPORTS = "json re typing dataclasses pathlib contextlib datetime sqlite3 logging enum".split()
@@ -92,16 +92,10 @@ def child() -> Iterator[Callable[..., Child]]:
 
 
 @pytest.fixture
-def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Give how long was slept for a lock, each time: what a busy machine adds to that is nobody's fault."""
-    found: list[float] = []
-    real = time.sleep
-
-    def sleep(seconds: float) -> None:
-        found.append(seconds)
-        real(seconds)
-
-    monkeypatch.setattr(flock.time, "sleep", sleep)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Give the clock that locks are waited for by: what a busy machine adds to that is nobody's fault."""
+    found = Clock()
+    monkeypatch.setattr(flock, "time", found)
     return found
 
 
@@ -125,7 +119,7 @@ with pending.locked_for_drain(*sys.argv[1:]) as waiting:
     print("locked", flush=True)
     sys.stdin.readline()
     waiting.truncate()
-    print("done", flush=True)
+print("done", flush=True)
 """
 
 
@@ -231,8 +225,9 @@ def test_long_texts_are_cut_rather_than_dropped(tmp_path: Path) -> None:
     assert pending.read(str(tmp_path)) == [event(1, reason="ü" * pending.MAX_TEXT)]
 
 
-def test_beyond_its_bound_the_file_does_not_grow(tmp_path: Path) -> None:
-    """Above 64 MiB events are counted as dropped, and what is there can still be read."""
+def test_beyond_its_bound_the_file_does_not_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above 64 MiB, here less, events are counted as dropped, and what is there can still be read."""
+    monkeypatch.setattr(pending, "MAX_BYTES", 1 << 20)
     pending.append(str(tmp_path), [event(1)])
     os.truncate(tmp_path / pending.PENDING, pending.MAX_BYTES + 1)
     assert not pending.append(str(tmp_path), [event(2), event(3)])
@@ -255,14 +250,19 @@ def test_dropped_is_counted_in_place(tmp_path: Path) -> None:
 
 def test_concurrent_drops_are_all_counted(tmp_path: Path, child: Callable[..., Child]) -> None:
     """Several processes that drop events at once lose none of the count."""
-    code = "import sys\nfrom maintlock import pending\nfor _ in range(50): pending.count_dropped(sys.argv[1], 1)"
+    code = """
+import sys
+from maintlock import pending
+pending.APPEND_LOCK_SECONDS = 60  # after that it counts without the lock
+for _ in range(50): pending.count_dropped(sys.argv[1], 1)
+"""
     children = [child(code, tmp_path) for _ in range(4)]
     assert [one.end() for one in children] == [0] * 4
     assert pending.dropped(str(tmp_path)) == 200
 
 
 def test_a_stopped_drain_delays_an_append_only_briefly_and_loses_nothing(
-    tmp_path: Path, child: Callable[..., Child], slept: list[float]
+    tmp_path: Path, child: Callable[..., Child], clock: Clock
 ) -> None:
     """While a drain is stopped under its lock, events go to the next file, also later, until that one has been drained."""
     pending.append(str(tmp_path), [event(1)])
@@ -270,7 +270,7 @@ def test_a_stopped_drain_delays_an_append_only_briefly_and_loses_nothing(
     assert drainer.says() == "locked"
     drainer.stop()
     assert pending.append(str(tmp_path), [event(2)])
-    assert 0 < sum(slept) < 0.35
+    assert 0 < clock.now < 0.35
     assert ids(tmp_path) == ["e1", "e2"]
     drainer.cont()
     drainer.go_on()
@@ -285,7 +285,7 @@ def test_a_stopped_drain_delays_an_append_only_briefly_and_loses_nothing(
 
 
 def test_with_every_file_in_a_stopped_drain_the_loss_is_counted(
-    tmp_path: Path, child: Callable[..., Child], slept: list[float]
+    tmp_path: Path, child: Callable[..., Child], clock: Clock
 ) -> None:
     """When each file is locked by a drain that is stopped, an event is dropped and counted, within the same time."""
     for number, name in enumerate(PENDING_FILES):
@@ -293,9 +293,9 @@ def test_with_every_file_in_a_stopped_drain_the_loss_is_counted(
         drainer = child(DRAINER, tmp_path, name)
         assert drainer.says() == "locked"
         drainer.stop()
-    slept.clear()
+    before = clock.now
     assert not pending.append(str(tmp_path), [event(9)])
-    assert 0 < sum(slept) < 0.35
+    assert 0 < clock.now - before < 0.35
     assert pending.dropped(str(tmp_path)) == 1
     assert ids(tmp_path) == ["e0", "e1", "e2", "e3"]
 
@@ -310,13 +310,13 @@ def test_a_drain_leaves_an_empty_file(tmp_path: Path) -> None:
         pass
 
 
-def test_a_second_drain_gives_up_in_time(tmp_path: Path, slept: list[float]) -> None:
+def test_a_second_drain_gives_up_in_time(tmp_path: Path, clock: Clock) -> None:
     """Who cannot have the exclusive lock is told so after the time it gave."""
     pending.append(str(tmp_path), [event(1)])
     with pending.locked_for_drain(str(tmp_path)):
         with pytest.raises(TimeoutError):
             pending.locked_for_drain(str(tmp_path), seconds=0.05)
-        assert 0 < sum(slept) < 0.3
+        assert 0.05 <= clock.now < 0.1
 
 
 def test_reading_takes_no_lock(tmp_path: Path) -> None:
