@@ -63,7 +63,14 @@ def parsed(name: str, command: Command, argv: Sequence[str]) -> Namespace:
         allow_abbrev=False,
     )
     command.add_arguments(parser)
-    return parser.parse_intermixed_args(list(argv))
+    end = argv.index("--") if "--" in argv else len(argv)
+    said = parser.parse_intermixed_args(list(argv[:end]))
+    # Before `--` options and names may be mixed, after it all are names: argparse can do either, but not both at once.
+    behind = vars(parser.parse_args(list(argv[end:]))) if argv[end:] else {}
+    for place, value in behind.items():
+        if value != parser.get_default(place):
+            setattr(said, place, [*getattr(said, place), *value] if isinstance(value, list) else value)
+    return said
 
 
 def add_places(parser: ArgumentParser, *, lease_help: str = "which lease (heavy-maintenance)") -> None:
