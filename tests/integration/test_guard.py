@@ -536,10 +536,24 @@ def test_list_keeps_secrets_and_terminals_safe(package: Package) -> None:
 @pytest.mark.parametrize(
     ("name", "script", "is_heavy"),
     [
-        ("ai:run-sandman", "node x", True),
-        ("ai:summarize-sessions", "node x", True),
-        ("ai:sync-github-workflow", "node x", True),
-        ("primary-dev-sync", "node x", True),
+        *[
+            (name, "node x", True)
+            for name in (
+                *(
+                    "ai:run-sandman",
+                    "ai:dream",
+                    "dream",
+                    "ai:summarize",
+                    "ai:summarize-sessions",
+                    "summary",
+                    "ai:sync-kb",
+                ),
+                *("kbSync", "ai:backup", "ai:sync-github-workflow", "ai:primary-dev-sync", "primaryDevSync"),
+                *("ai:golden-path", "goldenPath"),
+            )
+        ],
+        ("x", "node buildScripts/ai/goldenPath.mjs", True),
+        ("update-golden", "node x", False),
         ("build:kb", "node x", True),
         ("db", "pg_dump x > y", True),
         ("dedupe", "node ./build/reindexAll.js", True),
