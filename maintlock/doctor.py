@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Iterable, Sequence
 
-    from maintlock.checkup.facts import Finding
+    from maintlock.checkup.finding import Finding
 
 MAX_TEXT = 4000
 MIN_WIDTH, MAX_WIDTH = 40, 100

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 from maintlock import config, custody, paths, process
 from maintlock.checkup import elsewhere
+from maintlock.checkup.finding import quoted
 from maintlock.errors import MaintlockError, RefusedError, UsageError
-from maintlock.model import record
 from maintlock.names import DEFAULT_LEASE, is_lease_name
 from maintlock.npm import package_json
-from maintlock.redact import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,59 +26,8 @@ if TYPE_CHECKING:
 
 MAX_FILES = 10_000
 MAX_PACKAGES = 200
-NAMED = 12
 LEASE_ENDINGS = (".lock", ".json")  # whose lock file was removed may still have it
 ORCHESTRATOR = "orchestrator"  # its lock file is no lease's
-
-
-@record(frozen=True, kw_only=True)
-class Finding:
-    """One thing found: `level` is one of `problem notice ok`, `mend` the command that mends it, if one does."""
-
-    level: str
-    text: str
-    mend: str | None = None
-    check: str = ""
-
-
-def problem(text: str, mend: str | None = None) -> Finding:
-    """Return that something is wrong."""
-    return Finding(level="problem", text=text, mend=mend)
-
-
-def notice(text: str, mend: str | None = None) -> Finding:
-    """Return something that one should know, and that may be meant so."""
-    return Finding(level="notice", text=text, mend=mend)
-
-
-def fine(text: str) -> Finding:
-    """Return that something is in order."""
-    return Finding(level="ok", text=text)
-
-
-def of_error(error: Exception, mend: str | None = None) -> Finding:
-    """Return an error as a problem; many of ours carry the command that mends them."""
-    if not isinstance(error, MaintlockError):
-        return problem(f"{type(error).__name__}: {error}", mend)
-    return problem(error.text, error.mend or mend)
-
-
-def quoted(*words: str) -> str:
-    """Return a command line as a shell takes it."""
-    from shlex import join
-
-    return join(words)
-
-
-def to_edit(path: str) -> str:
-    """Return the command that opens a file for its owner to edit."""
-    return f"${{EDITOR:-vi}} {quoted(path)}"
-
-
-def named(stats: Sequence[Stat]) -> str:
-    """Return processes for people: `node (pid 42), sh (pid 43)`."""
-    shown = ", ".join(f"{printable(stat.name, 32)} (pid {stat.pid})" for stat in stats[:NAMED])
-    return f"{shown} and {len(stats) - NAMED} more" if len(stats) > NAMED else shown
 
 
 class Facts:

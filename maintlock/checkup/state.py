@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING
 
 from maintlock import filesystem, history, holder, outside, paths, pending, process, sidecar
 from maintlock import line as line_file
-from maintlock.checkup.facts import fine, named, notice, of_error, problem, quoted, to_edit
+from maintlock.checkup.finding import fine, notice, of_error, problem, quoted, to_edit
 from maintlock.errors import RefusedError
 from maintlock.ledger import DATABASE, LedgerUnavailable, open_to_read
+from maintlock.naming import named
 from maintlock.redact import printable
 from maintlock.times import duration_text, epoch_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from maintlock.checkup.facts import Facts, Finding
+    from maintlock.checkup.facts import Facts
+    from maintlock.checkup.finding import Finding
     from maintlock.custody import Custody
     from maintlock.paths import Places
 

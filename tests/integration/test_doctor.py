@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from maintlock import __version__, filesystem, process
-from maintlock.checkup import around, state
-from maintlock.checkup.facts import Facts, Finding, notice, problem
+from maintlock.checkup import features, state
+from maintlock.checkup.facts import Facts
+from maintlock.checkup.finding import Finding, notice, problem
 from maintlock.checkup.table import CHECKS, Check, examined
 from maintlock.cli import main
 from maintlock.doctor import as_json, as_text
@@ -295,7 +296,7 @@ def test_a_platform_without_proc(lock: Lock, monkeypatch: pytest.MonkeyPatch) ->
     """What is missing is told with what that costs, and is nothing wrong."""
     monkeypatch.setattr(process, "_constants", {})  # what is found out without it must not outlive the test
     monkeypatch.setattr(process, "PROC", "/nonexistent")
-    told = list(around.platform(facts(lock, monkeypatch)))
+    told = list(features.platform(facts(lock, monkeypatch)))
     assert told and {one.level for one in told} == {"notice"}
     assert "there is no /proc" in told[0].text and "unknown" in told[0].text
     wrong = [one for one in examined(facts(lock, monkeypatch)) if one.level == "problem"]
@@ -305,7 +306,7 @@ def test_a_platform_without_proc(lock: Lock, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_container(lock: Lock, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a pid namespace of our own the processes outside cannot be seen, which is told."""
     monkeypatch.setattr(process, "pid_namespace", lambda: "4026530000")
-    assert any("pid namespace" in one.text for one in around.platform(facts(lock, monkeypatch)))
+    assert any("pid namespace" in one.text for one in features.platform(facts(lock, monkeypatch)))
 
 
 # Records
