@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from maintlock import tokens
 from maintlock.checkup import elsewhere
+from maintlock.checkup.facts import DEFAULT
 from maintlock.checkup.finding import notice, problem, quoted
 from maintlock.naming import named
 from maintlock.times import duration_text
@@ -24,14 +25,13 @@ def directories(facts: Facts) -> Iterable[Finding]:
     if configured is not None and facts.settings.path is not None:
         is_local = f"{configured}/".startswith(f"{facts.settings.directory}/")
         where = "project-local" if is_local else "of this project's choice"
-        text = f"{facts.settings.path}: state_dir is {where}: who does not find this file, as cron, uses another lock"
+        text = f"{facts.settings.path}: state_dir is {where}: whatever does not find this file, such as cron, uses another lock"
         yield notice(text, quoted("sed", "-i.bak", r"/^ *state_dir *=/d", facts.settings.path))
     for neighbour in facts.neighbours.values():
         if neighbour.working or neighbour.pointed or elsewhere.is_recent(neighbour.used_at, facts.now):
             finding = problem if neighbour.working else notice
-            yield finding(
-                f"{_told(neighbour, facts)}; here it is {facts.directory}: two locks", _mend(neighbour, facts)
-            )
+            here = f"here it is {facts.directory} ({facts.directory_source})"
+            yield finding(f"{_told(neighbour, facts)}; {here}: two locks", _mend(neighbour, facts))
 
 
 def _told(neighbour: Neighbour, facts: Facts) -> str:
@@ -47,9 +47,8 @@ def _told(neighbour: Neighbour, facts: Facts) -> str:
 
 
 def _mend(neighbour: Neighbour, facts: Facts) -> str:
-    if neighbour.working:
-        return quoted("maintlock", "stop", "--state-dir", neighbour.path)
-    if neighbour.pointed:
-        is_default = tokens.STATE_DIR not in facts.environ and facts.said_state_dir is None
+    """Return a look at it, or whose setting to change; never what ends a job or removes anything: it may be meant so."""
+    if neighbour.pointed and not neighbour.working:
+        is_default = facts.directory_source == DEFAULT
         return f"unset {tokens.STATE_DIR}" if is_default else quoted("export", f"{tokens.STATE_DIR}={facts.directory}")
-    return quoted("rm", "-r", neighbour.path)
+    return quoted("maintlock", "status", "--state-dir", neighbour.path)

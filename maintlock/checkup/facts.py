@@ -7,7 +7,7 @@ import time
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from maintlock import config, custody, paths, process
+from maintlock import config, custody, paths, process, tokens
 from maintlock.checkup import elsewhere
 from maintlock.checkup.finding import quoted
 from maintlock.errors import MaintlockError, RefusedError, UsageError
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 MAX_FILES = 10_000
 MAX_PACKAGES = 200
 LEASE_ENDINGS = (".lock", ".json")  # whose lock file was removed may still have it
+DEFAULT = "the default directory"
 ORCHESTRATOR = "orchestrator"  # its lock file is no lease's
 
 
@@ -76,6 +77,15 @@ class Facts:
     def directory(self) -> str:
         """The state directory, which need not exist. Raises `UnavailableError` where there is none to be found."""
         return paths.state_directory(self.said_state_dir, self.environ, self.settings.state_dir)
+
+    @property
+    def directory_source(self) -> str:
+        """What has led to the state directory."""
+        if self.said_state_dir is not None:
+            return "--state-dir"
+        if self.environ.get(tokens.STATE_DIR):
+            return tokens.STATE_DIR
+        return f"state_dir in {self.settings.path}" if self.settings.state_dir is not None else DEFAULT
 
     def places(self, lease: str) -> Places:
         """Return the files of a lease."""
@@ -157,9 +167,9 @@ class Facts:
     @cached_property
     def neighbours(self) -> Mapping[str, Neighbour]:
         """The other state directories that are, or were lately, in use, by path."""
-        chosen = {"the default directory": self._default, "the configuration's state_dir": self.settings.state_dir}
+        chosen = {DEFAULT: self._default, "the configuration's state_dir": self.settings.state_dir}
         if self.said_state_dir is not None:
-            chosen["this shell's MAINTLOCK_STATE_DIR"] = self.environ.get("MAINTLOCK_STATE_DIR")
+            chosen[f"this shell's {tokens.STATE_DIR}"] = self.environ.get(tokens.STATE_DIR)
         return elsewhere.find(self.directory, chosen, self.open_locks, self.table)
 
     @property

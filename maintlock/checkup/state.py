@@ -9,18 +9,21 @@ from typing import TYPE_CHECKING
 from maintlock import filesystem, history, holder, outside, paths, pending, process, sidecar
 from maintlock import line as line_file
 from maintlock.checkup.finding import fine, notice, of_error, problem, quoted, to_edit
+from maintlock.entries import entry_of
 from maintlock.errors import RefusedError
 from maintlock.ledger import DATABASE, LedgerUnavailable, open_to_read
+from maintlock.names import DEFAULT_LEASE
 from maintlock.naming import named
 from maintlock.redact import printable
 from maintlock.times import duration_text, epoch_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from maintlock.checkup.facts import Facts
     from maintlock.checkup.finding import Finding
     from maintlock.custody import Custody
+    from maintlock.model import Event
     from maintlock.paths import Places
 
 DIRECTORY_MODE, FILE_MODE = 0o700, 0o600
@@ -29,6 +32,7 @@ ENDINGS = (".lock", ".queue", ".nested", ".json", ".json.tmp")
 FEW_BYTES = 16 << 20
 # Every job that takes longer than a second drains, and every one that finds more than 32 KiB: more means that none can.
 MUCH_WAITING_BYTES = 128 * 1024
+LONG_WAITING_SECONDS = 3600.0
 
 
 def configuration(facts: Facts) -> Iterable[Finding]:
@@ -192,15 +196,21 @@ def waiting(facts: Facts) -> Iterable[Finding]:
     path = f"{facts.directory}/{pending.PENDING}"
     events = pending.read(facts.directory)
     many = f"{len(events)} event{'' if len(events) == 1 else 's'}"
-    enter = facts.job("heavy-maintenance", "sleep", "1")
+    enter = facts.job(DEFAULT_LEASE, "sleep", "1")
     if size > MUCH_WAITING_BYTES:
         yield problem(f"{path}: {many} wait for the ledger, more than a job leaves there: none can enter them", enter)
     elif not events:
         yield problem(f"{path}: holds nothing that is an event; the next entry counts it as dropped", enter)
+    elif (lasted := facts.now - _oldest_at(events, facts.now)) > LONG_WAITING_SECONDS:
+        text = f"{path}: {many} wait for the ledger, the oldest for {duration_text(lasted)}; readers see them"
+        yield notice(f"{text}, and the next job of a second or more enters them", enter)
     else:
-        yield notice(
-            f"{path}: {many} wait for the ledger, until a job of a second or more has ended; readers see them", enter
-        )
+        yield fine(f"{many} wait for the ledger, as after every short job; readers see them")
+
+
+def _oldest_at(events: Sequence[Event], now: float) -> float:
+    entries = [entry_of(event) for event in events]
+    return min((entry["at"] for entry in entries if entry is not None and entry["at"] is not None), default=now)
 
 
 def lease(facts: Facts) -> Iterable[Finding]:
@@ -268,15 +278,15 @@ def descriptors(facts: Facts) -> Iterable[Finding]:
         if not leaked or (look.state == "held" and look.grant is None):
             continue  # somebody unknown who has it is told with the lease
         task = look.grant.task if look.grant is not None else "an earlier job"
-        end = quoted("kill", *[str(stat.pid) for stat in leaked])
         text = f"{places.lock}: its descriptor leaked from {task} to {named(leaked)}, outside the job"
         if look.state == "orphaned":
+            end = quoted("kill", *[str(stat.pid) for stat in leaked])
             yield problem(f"{text}: it keeps the lease, for nobody", end)
         else:
-            again = (
-                "; should the wrapper be killed, it would keep the lease: start it with -o, or close its descriptors"
+            yield notice(
+                f"{text}; should the wrapper be killed, it would keep the lease: start the job with -o, or close the "
+                "descriptor in it"
             )
-            yield notice(f"{text}{again}", end)
 
 
 def collisions(facts: Facts) -> Iterable[Finding]:
