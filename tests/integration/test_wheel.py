@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from maintlock.completion import SHELLS
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 PROGRAMS = ("maintlock", "maintlock-wrap", "maintlock-exporter")
 START_FILES = ("maintlock", "maintlock-wrap")
@@ -115,6 +117,14 @@ def test_npm_shell_is_a_shell(installed: Installation) -> None:
     told = installed.run("maintlock-npm-shell", "-c", "echo out; exit 3")
 
     assert (told.returncode, told.stdout, told.stderr) == (3, "out\n", "")
+
+
+def test_completion_comes_with_the_wheel(installed: Installation) -> None:
+    """What the scripts for the shells are made of is in the wheel, too."""
+    for shell in SHELLS:
+        told = installed.run("maintlock", "completion", shell)
+        assert (told.returncode, told.stderr) == (0, "")
+        assert "should-yield" in told.stdout
 
 
 @pytest.mark.parametrize("program", START_FILES)
