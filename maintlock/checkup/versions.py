@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 WRAP = "maintlock-wrap"
 VERSION_SECONDS = 20.0
 MAX_FIRST_LINE = 1024
-TO_INSTALL = "pipx install maintlock"
+TO_INSTALL = "pipx install ."
+TO_INSTALL_AGAIN = "pipx install --force ."
+FROM_NEWER = "upgrade from a newer checkout of maintlock"
 
 
 def versions(facts: Facts) -> Iterable[Finding]:
@@ -35,7 +37,7 @@ def versions(facts: Facts) -> Iterable[Finding]:
         fields = sidecar.read(facts.places(name).sidecar).fields
         if fields is not None and fields["schema"] > sidecar.SCHEMA:
             text = f"{facts.places(name).sidecar}: has schema {fields['schema']}, and this maintlock knows {sidecar.SCHEMA}"
-            yield problem(text, _to_upgrade())
+            yield problem(f"{text}; {FROM_NEWER}", _to_upgrade())
     if facts.is_ledger_trusted:
         yield from _ledger(facts)
 
@@ -46,7 +48,7 @@ def _ledger(facts: Facts) -> Iterable[Finding]:
             pass
     except LedgerUnavailable as error:
         if error.kind == "newer":
-            yield problem(str(error), _to_upgrade())
+            yield problem(f"{error}, from a newer checkout", _to_upgrade())  # it says to upgrade
         elif error.kind == "older":
             yield notice(str(error), facts.job(DEFAULT_LEASE, "sleep", "1"))
 
@@ -57,18 +59,19 @@ def _wrapper_on_path(facts: Facts) -> Iterable[Finding]:
         beside = os.path.dirname(beside_us(WRAP))
         is_here = os.path.exists(f"{beside}/{WRAP}")
         mend = f'export PATH={quoted(beside)}:"$PATH"' if is_here else TO_INSTALL
+        how = "" if is_here else "; install it from a checkout of maintlock"
         finding = problem if _has_guards(facts) else notice
-        yield finding(f"{WRAP} is not on PATH: guarded npm scripts do not start", mend)
+        yield finding(f"{WRAP} is not on PATH: guarded npm scripts do not start{how}", mend)
         return
     told = _read_version(path)
     if told is None:
         yield problem(f"{path}: does not tell its version: it is broken, or none of ours", f"{quoted(path)} --version")
     elif told != __version__:
-        mend = _to_upgrade() if _numbers(told) > _numbers(__version__) else f"{TO_INSTALL} --force"
-        yield problem(
-            f"{path}: is version {printable(told, 40)}, and this is {__version__}: jobs and what watches them differ",
-            mend,
-        )
+        text = f"{path}: is version {printable(told, 40)}, and this is {__version__}: jobs and what watches them differ"
+        if _numbers(told) > _numbers(__version__):
+            yield problem(f"{text}; {FROM_NEWER}", _to_upgrade())
+        else:
+            yield problem(f"{text}; install that one again from this checkout", TO_INSTALL_AGAIN)
     elif (interpreter := _read_interpreter(path)) and not _is_ours(interpreter):
         text = (
             f"{path}: is of the same version, in another installation ({printable(interpreter)}, here {sys.executable})"
@@ -120,8 +123,4 @@ def beside_us(name: str) -> str:
 
 def _to_upgrade() -> str:
     is_pipx = f"{os.sep}pipx{os.sep}" in sys.prefix
-    return (
-        "pipx upgrade maintlock"
-        if is_pipx
-        else quoted(sys.executable, "-m", "pip", "install", "--upgrade", "maintlock")
-    )
+    return TO_INSTALL_AGAIN if is_pipx else quoted(sys.executable, "-m", "pip", "install", "--upgrade", ".")

@@ -26,7 +26,7 @@ name=${npm_lifecycle_event:-this}
 if [ "${MAINTLOCK_OPTIONAL-}" != 1 ]; then
     printf '%s\\n' \\
         "maintlock: $name does not run without the lease of heavy jobs, but maintlock-wrap is not on PATH" \\
-        "maintlock:   install it: pipx install maintlock" \\
+        "maintlock:   install it, from a checkout of maintlock: pipx install ." \\
         "maintlock:   or, where nothing else heavy can run (CI), set MAINTLOCK_OPTIONAL=1 to run unguarded" >&2
     exit 127
 fi

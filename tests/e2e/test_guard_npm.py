@@ -234,6 +234,6 @@ def test_shim_without_maintlock(project: Project) -> None:
 
     assert (refused.returncode, refused.stdout) == (127, "") == (still_refused.returncode, still_refused.stdout)
     assert "both does not run without the lease" in refused.stderr
-    assert "pipx install maintlock" in refused.stderr
+    assert "from a checkout of maintlock: pipx install ." in refused.stderr
     assert (warned.returncode, warned.stdout) == (0, "kb b c\n")
     assert "both runs unguarded" in warned.stderr

@@ -266,7 +266,10 @@ def test_wrap_is_missing(project: Project) -> None:
 
     assert (other.returncode, other.stdout, other.stderr) == (0, "ran\n", "")
     assert (heavy.returncode, heavy.stdout) == (127, "")
-    assert "maintlock-wrap is not on PATH" in heavy.stderr and "pipx install maintlock" in heavy.stderr
+    assert (
+        "maintlock-wrap is not on PATH" in heavy.stderr
+        and "from a checkout of maintlock: pipx install ." in heavy.stderr
+    )
 
 
 def test_wrap_is_found_beside_the_shell(project: Project) -> None:

@@ -411,7 +411,7 @@ def test_a_ledger_of_a_newer_version(lock: Lock) -> None:
         db.execute("PRAGMA user_version = 99")
     db.close()
     row = the_problem(lock, "versions")
-    assert "has schema 99" in row["text"] and "upgrade maintlock" in row["mend"]
+    assert "has schema 99" in row["text"] and "from a newer checkout" in row["text"] and "--upgrade ." in row["mend"]
 
 
 def test_dropped_events(lock: Lock) -> None:
@@ -687,7 +687,7 @@ def stand_in(tmp_path: Path, interpreter: str, text: str) -> dict[str, str]:
 def test_a_wrapper_of_another_version(lock: Lock, tmp_path: Path, version: str, words: str) -> None:
     """The wrapper on PATH that is older or newer than we are is version skew."""
     row = the_problem(lock, "versions", **stand_in(tmp_path, "/bin/sh", f"echo maintlock-wrap {version}"))
-    assert version in row["text"] and __version__ in row["text"] and words in row["mend"]
+    assert version in row["text"] and __version__ in row["text"] and words in row["mend"] and "checkout" in row["text"]
 
 
 @pytest.mark.parametrize("text", ["exit 1", "echo hello", ""])
