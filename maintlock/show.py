@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from maintlock import observe
 from maintlock.command import Command, add_places, count, read_places, seconds, task_name
+from maintlock.entries import EVENTS
 from maintlock.errors import UsageError
 from maintlock.ledger import LedgerUnavailable
 
@@ -64,7 +65,8 @@ def _watch(said: Namespace) -> int:
 def _add_history_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     parser.add_argument("--task", metavar="NAME", type=task_name, help="of this task only")
-    parser.add_argument("--event", metavar="EVENT", choices=EVENTS, help="of this kind only: " + ", ".join(EVENTS))
+    known = sorted(EVENTS)
+    parser.add_argument("--event", metavar="EVENT", choices=known, help=f"of this kind only: {', '.join(known)}")
     parser.add_argument("--since", metavar="D", type=seconds, help="no older than this: 90s 10m 2h 1d")
     parser.add_argument(
         "--limit", metavar="N", type=count, help=f"the newest N (with --json: all, else {ROWS_FOR_PEOPLE})"
@@ -104,11 +106,6 @@ def _read_history(said: Namespace) -> tuple[list[Event], LedgerUnavailable | Non
     except LedgerUnavailable as error:
         return read(is_entered_too=False), error
 
-
-EVENTS = (
-    "acquired", "released", "deferred", "nested_started", "nested_finished", "token_stale", "stale_cleaned", "survivors",
-    "collision", "collision_cleared", "stop_requested",
-)  # fmt: skip
 
 STATUS = Command(
     description="Tell who has the lease. Looking takes no lock, so no job stands back for it.",

@@ -13,6 +13,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from maintlock.naming import size_text
 from maintlock.redact import printable
 from maintlock.times import duration_text, epoch_seconds
 
@@ -100,7 +101,7 @@ def _holder_rows(holder: Holder, now: float) -> Iterable[tuple[str, RenderableTy
         yield "command", _text(shlex.join(holder["command"]), MAX_COMMAND)
     yield from _list("processes", [_process(row) for row in holder["processes"]])
     if len(holder["processes"]) > 1:
-        yield "memory", Text(_size(holder["rss_bytes"]))
+        yield "memory", Text(size_text(holder["rss_bytes"]))
 
 
 def _task(holder: Holder) -> Text:
@@ -125,7 +126,7 @@ def _since(holder: Holder, now: float) -> Text:
 
 
 def _process(row: Process) -> Text:
-    return Text(f"{row['pid']:>7} {printable(row['name'], 32):<16} {_size(row['rss_bytes']):>8}")
+    return Text(f"{row['pid']:>7} {printable(row['name'], 32):<16} {size_text(row['rss_bytes']):>8}")
 
 
 def _waiter(row: Waiter, now: float) -> Text:
@@ -220,9 +221,3 @@ def _local(at: str, now: float | None) -> str:
 def _for(since: str, now: float) -> str:
     seconds = epoch_seconds(since)
     return "" if seconds is None else f", for {duration_text(now - seconds)}"
-
-
-def _size(size: int | None) -> str:
-    if size is None:
-        return "?"
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

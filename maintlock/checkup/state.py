@@ -77,14 +77,12 @@ def _judged(path: str, found: os.stat_result, mode: int) -> Iterable[Finding]:
 
 def _parents(directory: str) -> Iterable[Finding]:
     """Where everybody may write and there is no sticky bit, everybody may put another directory in the place of ours."""
-    parent = os.path.dirname(directory)
-    while parent != os.path.dirname(parent):
+    for parent in paths.upwards(os.path.dirname(directory)):
         mode = os.stat(parent).st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
             yield problem(
                 f"{parent}: everybody may rename what is in it, the state directory too", quoted("chmod", "o-w", parent)
             )
-        parent = os.path.dirname(parent)
 
 
 def filesystems(facts: Facts) -> Iterable[Finding]:

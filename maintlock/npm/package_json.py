@@ -13,6 +13,7 @@ import stat
 from maintlock import wholefile
 from maintlock.errors import RefusedError, UnavailableError, UsageError
 from maintlock.model import record
+from maintlock.paths import upwards
 from maintlock.redact import printable
 
 TYPE_CHECKING = False
@@ -70,14 +71,12 @@ def find(option: str | None, cwd: str) -> str:
         if os.path.isdir(path):
             path = os.path.join(path, FILE_NAME)
         return os.path.normpath(path)
-    directory = cwd
-    while not os.path.lexists(candidate := os.path.join(directory, FILE_NAME)):
-        child, directory = directory, os.path.dirname(directory)
-        if directory == child:
-            raise UsageError(
-                f"no {FILE_NAME} in {printable(cwd)} or above; change to the project, or name it with --package-json FILE"
-            )
-    return candidate
+    for directory in upwards(cwd):
+        if os.path.lexists(candidate := os.path.join(directory, FILE_NAME)):
+            return candidate
+    raise UsageError(
+        f"no {FILE_NAME} in {printable(cwd)} or above; change to the project, or name it with --package-json FILE"
+    )
 
 
 def read(path: str) -> PackageJson:

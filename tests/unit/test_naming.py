@@ -1,8 +1,8 @@
-"""Processes as people are told of them."""
+"""What people are told of processes."""
 
 from __future__ import annotations
 
-from maintlock.naming import MAX_NAMED, named
+from maintlock.naming import MAX_NAMED, named, size_text
 from maintlock.process import Stat
 
 
@@ -20,3 +20,10 @@ def test_many_processes_are_counted() -> None:
     """Of many, the first are named and the others counted."""
     told = named([stat(pid) for pid in range(1, MAX_NAMED + 4)])
     assert told.endswith(f"node (pid {MAX_NAMED}) and 3 more")
+
+
+def test_sizes() -> None:
+    """Memory is told in MiB, and from one GiB on in GiB; what is not known is a question mark."""
+    assert [size_text(size) for size in (None, 0, 13 << 20, 1 << 30, 3 << 29)] == [
+        *("?", "0 MiB", "13 MiB", "1.0 GiB", "1.5 GiB")
+    ]
