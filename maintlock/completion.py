@@ -199,9 +199,9 @@ def _run(said: Namespace) -> int:
 COMPLETION = Command(
     description="Print what a shell needs to complete subcommands, options and tasks of maintlock and maintlock-wrap.",
     epilog="""\
-examples:
-  eval "$(maintlock completion bash)"                                      in ~/.bashrc
-  eval "$(maintlock completion zsh)"                                       in ~/.zshrc, after compinit
+Examples
+  eval "$(maintlock completion bash)"     # in ~/.bashrc
+  eval "$(maintlock completion zsh)"      # in ~/.zshrc, after compinit
   maintlock completion fish > ~/.config/fish/completions/maintlock.fish
 """,
     add_arguments=_arguments,

@@ -116,13 +116,13 @@ def _is_colored() -> bool:
 DOCTOR = Command(
     description="Tell what is wrong with the lease, its files, and what is around it, with the command that mends it.",
     epilog="""\
-exit codes: 0 nothing is wrong; 1 something is
+It takes no lock, and creates nothing except SQLite's -shm and -wal files.
 
-It looks, and changes nothing: it takes no lock and makes no file.
+Exit codes: 0 nothing is wrong; 1 something is.
 
-examples:
+Examples
   maintlock doctor
-  maintlock doctor --json | jq -r '.findings[] | select(.level == "problem") | .mend'
+  maintlock doctor --json | jq -r '.findings[].mend | values'
 """,
     add_arguments=_arguments,
     run=_run,

@@ -171,11 +171,11 @@ def _is_confirmed(question: str) -> bool:
 
 
 STOP = Command(
-    description="End the job that keeps the lease: TERM, grace, KILL; what lives on of a killed wrapper's job too.",
+    description="End the job that keeps the lease, or what is left of one whose wrapper was killed: TERM, grace, KILL.",
     epilog="""\
-exit codes: 0 stopped, or nothing held it; 1 not confirmed; 73 it could not be stopped
+Exit codes: 0 stopped, or nothing held it; 1 not confirmed; 73 it could not be stopped.
 
-examples:
+Examples
   maintlock stop
   maintlock stop --grace 30s --yes
 """,

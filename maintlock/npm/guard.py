@@ -31,7 +31,10 @@ NO_SETTINGS = config.load(None)
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare what `maintlock guard` takes."""
     parser.add_argument(
-        "scripts", metavar="SCRIPT[=TASK]", nargs="*", help="npm script, and the task that it is; after -- also -names"
+        "scripts",
+        metavar="SCRIPT[=TASK]",
+        nargs="*",
+        help="npm script, and its task; put -- before names that begin with a dash",
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="show all scripts, and change nothing")
@@ -325,13 +328,14 @@ A script's task is, first hit wins: what is said here, the task with that
 npm_script in maintlock.toml, the script's name. Guards are written for POSIX
 shells, not for Windows' own.
 
-examples:
+Exit codes: 0 done, or nothing to do; 64 refused, nothing was changed; 73 not
+written; 77 not yours to write; 78 bad configuration.
+
+Examples
   maintlock guard --list
   maintlock guard ai:sync-kb=kbSync ai:backup
   maintlock guard --undo ai:backup
-
-exit codes: 0 done, or nothing to do; 64 refused, nothing was changed; 73 not
-written; 77 not yours to write; 78 bad configuration""",
+""",
     add_arguments=add_arguments,
     run=run,
 )

@@ -223,11 +223,17 @@ def _notes(path: str, found: Sequence[Task], package: PackageJson | None) -> Ite
 INIT = Command(
     description="""\
 Write a first maintlock.toml beside package.json, with a task for each npm script
-that is guarded already or looks heavy, and a word on every key. Nothing in it is
+that is guarded already or looks heavy, and a comment on every key. Nothing in it is
 due by itself until you give it an interval.""",
     epilog="""\
-exit codes: 0 done; 64 there is one already, or package.json is broken; 73 not
-written; 77 not yours to write""",
+Exit codes: 0 done; 64 there is one already, or no package.json, or a broken one;
+73 not written; 77 not yours to write.
+
+Examples
+  maintlock init
+  maintlock init --print
+  maintlock init --package-json packages/a
+""",
     add_arguments=add_arguments,
     run=run,
 )
