@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from functools import partial
 from typing import TYPE_CHECKING
 
 from maintlock import observe
-from maintlock.command import Command, add_places, count, read_places, seconds, task_name
+from maintlock.command import Command, add_places, count, read_config, read_places, seconds, task_name
 from maintlock.entries import EVENTS
 from maintlock.errors import UsageError
 from maintlock.ledger import LedgerUnavailable
+from maintlock.names import DEFAULT_LEASE
+from maintlock.voice import Voice
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
+    from maintlock.config import Config
     from maintlock.model import Event
+    from maintlock.paths import Places
 
 EXIT_CODES = {"free": 0, "held": 1, "orphaned": 1, "unknown": 2}
 ROWS_FOR_PEOPLE = 50
@@ -41,7 +46,11 @@ def _run_status(said: Namespace) -> int:
         return _watch(said)
     if said.interval is not None:
         raise UsageError("--interval goes with --watch; see: maintlock status --help")
-    found = observe.read_status(read_places(said), time.time())
+    settings = read_config(said)
+    places = read_places(said, settings)
+    found = observe.read_status(places, time.time())
+    if said.lease is not None and not _is_known(places, settings):
+        Voice().tell("unused", f"no lease named {said.lease} is configured, or was ever used here")
     if said.json:
         sys.stdout.write(json.dumps(found) + "\n")
     else:
@@ -49,6 +58,12 @@ def _run_status(said: Namespace) -> int:
 
         tables.write_status(found, time.time())
     return EXIT_CODES[found["state"]] if said.exit_code else 0
+
+
+def _is_known(places: Places, settings: Config) -> bool:
+    """Tell whether a lease was used or is configured: a name that is mistyped is free, too."""
+    configured = {DEFAULT_LEASE, *settings.leases, *(task.lease for task in settings.tasks.values())}
+    return places.lease in configured or os.path.lexists(places.lock) or os.path.lexists(places.sidecar)
 
 
 def _watch(said: Namespace) -> int:
@@ -81,7 +96,8 @@ def _run_history(said: Namespace) -> int:
     elif rows or trouble is None:
         from maintlock import tables
 
-        tables.write_history(rows)
+        is_selection = said.limit == 0 or any((said.task, said.event, said.lease, said.since is not None))
+        tables.write_history(rows, is_selection=is_selection)
     if trouble is not None:
         raise trouble
     return 0

@@ -43,9 +43,9 @@ def write_status(found: Status, now: float) -> None:
     write(status(found, now))
 
 
-def write_history(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print what happened."""
-    write(history(rows))
+def write_history(rows: Sequence[Mapping[str, Any]], *, is_selection: bool = False) -> None:
+    """Print what happened, all of it or what was selected."""
+    write(history(rows, is_selection=is_selection))
 
 
 def write(shown: RenderableType) -> None:
@@ -155,10 +155,10 @@ def _list(label: str, lines: list[Text]) -> Iterable[tuple[str, RenderableType]]
 # History
 
 
-def history(rows: Sequence[Mapping[str, Any]]) -> Table | Text:
+def history(rows: Sequence[Mapping[str, Any]], *, is_selection: bool = False) -> Table | Text:
     """Return what happened, as a table, oldest first."""
     if not rows:
-        return Text("nothing has happened yet")
+        return Text("no event matches" if is_selection else "nothing has happened yet")
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("TIME", no_wrap=True)
     table.add_column("EVENT", no_wrap=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from maintlock import config, custody, paths, process, tokens
 from maintlock.checkup import elsewhere
 from maintlock.checkup.finding import quoted
-from maintlock.errors import MaintlockError, RefusedError, UsageError
+from maintlock.errors import MaintlockError, RefusedError
 from maintlock.names import DEFAULT_LEASE, is_lease_name
 from maintlock.npm import package_json
 
@@ -190,7 +190,7 @@ class Facts:
         """
         try:
             path = package_json.find(None, self.cwd)
-        except UsageError:
+        except package_json.NoPackageError:
             return ()
         package = package_json.read(path)
         return package, *[package_json.read(more) for more in package_json.workspaces(package)[:MAX_PACKAGES]]

@@ -28,6 +28,10 @@ BOM = "\ufeff"
 BLANKS = " \t\n\r"
 
 
+class NoPackageError(UsageError):
+    """There is no `package.json` here or above."""
+
+
 @record(frozen=True, kw_only=True)
 class Script:
     """One npm script: its text as npm runs it, as it is written (`raw`), and where that begins and ends in the file."""
@@ -64,7 +68,7 @@ def find(option: str | None, cwd: str) -> str:
     """Return the absolute path of the file named, else of the `package.json` that npm would take here.
 
     Raises:
-        UsageError: There is none.
+        NoPackageError: There is none.
     """
     if option is not None:
         path = os.path.join(cwd, option)
@@ -74,7 +78,7 @@ def find(option: str | None, cwd: str) -> str:
     for directory in upwards(cwd):
         if os.path.lexists(candidate := os.path.join(directory, FILE_NAME)):
             return candidate
-    raise UsageError(
+    raise NoPackageError(
         f"no {FILE_NAME} in {printable(cwd)} or above; change to the project, or name it with --package-json FILE"
     )
 

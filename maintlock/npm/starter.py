@@ -101,28 +101,24 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(said: Namespace) -> int:
     """Run `maintlock init`, and return its exit code."""
-    package = _package(said.package_json)
-    directory = package.directory if package is not None else working_directory()
+    try:
+        package = package_json.read(package_json.find(said.package_json, working_directory()))
+    except package_json.NoPackageError as error:
+        if not said.show:
+            raise UsageError(f"{error}; without npm, begin with: maintlock init --print > {config.FILE_NAME}") from None
+        package = None
     found = tasks(package) if package is not None else []
     text = configuration(found)
     _check(text)
-    if said.show:
+    if package is None or said.show:
         sys.stdout.write(text)
         return 0
-    path = os.path.join(directory, config.FILE_NAME)
-    with wholefile.turn_in(directory):
+    path = os.path.join(package.directory, config.FILE_NAME)
+    with wholefile.turn_in(package.directory):
         _check_place(path, is_forced=said.force)
         wholefile.write(path, text.encode())
     _tell(path, found, package)
     return 0
-
-
-def _package(option: str | None) -> PackageJson | None:
-    try:
-        path = package_json.find(option, working_directory())
-    except UsageError:
-        return None  # a project without npm may have tasks too
-    return package_json.read(path)
 
 
 def tasks(package: PackageJson) -> list[Task]:
@@ -203,21 +199,20 @@ def _check_place(path: str, *, is_forced: bool) -> None:
         raise RefusedError(f"{printable(path)}: is no regular file, and is not replaced; move it away")
 
 
-def _tell(path: str, found: Sequence[Task], package: PackageJson | None) -> None:
+def _tell(path: str, found: Sequence[Task], package: PackageJson) -> None:
     lines = [f"{os.path.relpath(path, working_directory())}: written, with {len(found)} task{'s' * (len(found) != 1)}"]
     lines += [f"  {task.name}: npm run {task.script}" for task in found]
     lines += _notes(path, found, package)
     sys.stdout.write("".join(f"{printable(line, 4000)}\n" for line in lines))
 
 
-def _notes(path: str, found: Sequence[Task], package: PackageJson | None) -> Iterable[str]:
+def _notes(path: str, found: Sequence[Task], package: PackageJson) -> Iterable[str]:
     above = config.find(None, {}, os.path.dirname(os.path.dirname(path)))
     if above is not None:
         yield f"note: it hides {above} from what runs here"
-    if package is not None:
-        unguarded = [t.script for t in found if guarded.found(package.scripts[t.script].raw) is None]
-        if unguarded:
-            yield f"next: {scriptlist.command(package, unguarded)}"
+    unguarded = [t.script for t in found if guarded.found(package.scripts[t.script].raw) is None]
+    if unguarded:
+        yield f"next: {scriptlist.command(package, unguarded)}"
 
 
 INIT = Command(

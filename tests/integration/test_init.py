@@ -155,11 +155,16 @@ def test_the_file_can_be_trusted_whatever_the_umask(place: Path) -> None:
 
 
 def test_without_npm(tmp_path: Path) -> None:
-    """A project without `package.json` gets a configuration without tasks, with an example of one."""
+    """Without a `package.json` nothing is written: it may be the wrong directory. What is printed has an example of a task."""
     done = init(tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stdout) == (64, "")
+    assert f"no package.json in {tmp_path} or above" in done.stderr and "maintlock init --print >" in done.stderr
+    assert os.listdir(tmp_path) == []
+
+    printed = init(tmp_path, "--print").stdout
+    (tmp_path / "maintlock.toml").write_text(printed, encoding="utf-8")
     assert not config.load(str(tmp_path / "maintlock.toml")).tasks
-    assert "# [tasks.backup]" in (tmp_path / "maintlock.toml").read_text(encoding="utf-8")
+    assert "# [tasks.backup]" in printed
 
 
 def test_broken_package(place: Path) -> None:
