@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import sys
 import tempfile
 from typing import TYPE_CHECKING
@@ -12,9 +13,9 @@ from typing import TYPE_CHECKING
 from maintlock import config, wholefile
 from maintlock.command import Command, working_directory
 from maintlock.errors import RefusedError, UsageError
-from maintlock.model import record
+from maintlock.model import record, replace
 from maintlock.names import task_from_npm
-from maintlock.npm import guarded, heaviness, package_json, scriptlist
+from maintlock.npm import guarded, heaviness, package_json, scriptlist, shelltext
 from maintlock.redact import printable
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from maintlock.npm.package_json import PackageJson
+    from maintlock.npm.scriptlist import Row
 
 HEAD = """\
 # maintlock: which heavy jobs there are, and when they are due.
@@ -40,11 +42,11 @@ NO_TASKS = """
 # No npm script here looks heavy. A task is written like this:
 #
 # [tasks.backup]
-# command = ["npm", "run", "--silent", "backup"]   # how maintlock orchestrate starts it
-# npm_script = "backup"                            # the npm script that is this task
-# interval = "1d"                                  # how often it is due; absent: never by itself
-# max_runtime = "2h"                               # stopped after that: TERM, a grace, KILL
-# match = "backup.mjs"                             # how it is recognised when it runs without the lease
+# command = ["node", "backup.mjs"]   # how maintlock orchestrate starts it
+# npm_script = "backup"              # the npm script that is this task
+# interval = "1d"                    # how often it is due; absent: never by itself
+# max_runtime = "2h"                 # stopped after that: TERM, a grace, KILL
+# match = "backup.mjs"               # how it is recognised when it runs without the lease
 """
 
 FIRST_TASK = {
@@ -81,14 +83,19 @@ TAIL = """
 
 
 BARE = re.compile(r"[A-Za-z0-9_-]+")
+# What is started without npm has neither its PATH (node_modules/.bin) nor a shell to expand words.
+ON_PATH = frozenset("node python python3 sh bash maintlock".split())
+EXPANDED = re.compile(r"[$`*?\[{~\\!]")
+TWICE = "if the script is guarded, each run is recorded twice"
 
 
 @record(frozen=True, kw_only=True)
 class Task:
-    """One task to write: its name, npm script, and how it is recognised where that is plain."""
+    """One task to write: its name, npm script, what that runs where it can do without npm, and how it is recognised."""
 
     name: str
     script: str
+    command: tuple[str, ...]
     match: str | None
 
 
@@ -133,17 +140,26 @@ def tasks(package: PackageJson) -> list[Task]:
             continue
         match = heaviness.match_name(row.command)
         matches.append(match)
-        found[name] = Task(name=name, script=row.name, match=match)
-    return [task if matches.count(task.match) == 1 else _unmatched(task) for task in found.values()]
+        found[name] = Task(name=name, script=row.name, command=_without_npm(row, package), match=match)
+    return [task if matches.count(task.match) == 1 else replace(task, match=None) for task in found.values()]
 
 
-def _is_writable(script: str) -> bool:
-    """Tell whether a configuration can name that script: TOML has no halves of surrogate pairs."""
-    return bool(script) and "\0" not in script and not any("\ud800" <= c <= "\udfff" for c in script)
+def _without_npm(row: Row, package: PackageJson) -> tuple[str, ...]:
+    """Return the command that a script is without its guard, or nothing where only npm runs it as it is meant."""
+    has_around = any(f"{prefix}{row.name}" in package.scripts for prefix in ("pre", "post"))
+    try:
+        is_plain = shelltext.is_plain(row.command) and not EXPANDED.search(row.command)
+    except shelltext.UnfinishedError:
+        is_plain = False
+    if has_around or not is_plain or not _is_writable(row.command):
+        return ()
+    words = tuple(shlex.split(row.command))
+    return words if words[0] in ON_PATH else ()
 
 
-def _unmatched(task: Task) -> Task:
-    return Task(name=task.name, script=task.script, match=None)
+def _is_writable(text: str) -> bool:
+    """Tell whether a configuration can have that text: TOML has no halves of surrogate pairs."""
+    return bool(text) and "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def configuration(found: Sequence[Task]) -> str:
@@ -154,14 +170,16 @@ def configuration(found: Sequence[Task]) -> str:
 
 
 def _section(task: Task, *, is_first: bool) -> str:
+    command = task.command or ("npm", "run", "--silent", task.script)
     pairs = [
-        ("", "command", f'["npm", "run", "--silent", {_toml(task.script)}]'),
+        ("", "command", f"[{', '.join(map(_toml, command))}]"),
         ("", "npm_script", _toml(task.script)),
         ("# ", "interval", '"1d"'),
         ("# ", "max_runtime", '"2h"'),
         ("" if task.match else "# ", "match", _toml(task.match or "file.mjs")),
     ]
-    lines = [(f"{mark}{key} = {value}", FIRST_TASK[key] if is_first else "") for mark, key, value in pairs]
+    comments = (FIRST_TASK if is_first else {}) | ({} if task.command else {"command": TWICE})
+    lines = [(f"{mark}{key} = {value}", comments.get(key, "")) for mark, key, value in pairs]
     width = max(len(line) for line, _ in lines)
     name = task.name if BARE.fullmatch(task.name) else _toml(task.name)
     return f"\n[tasks.{name}]\n" + "".join(_commented(line, words, width) for line, words in lines)
