@@ -14,7 +14,10 @@ import psutil
 import pytest
 
 from tests.e2e.project import tools_without
-from tests.support import BIN, ROOT, Lock, until
+from tests.support import BIN, PATIENCE_SECONDS, ROOT, Lock, until
+
+DEMO_SECONDS = 12 * PATIENCE_SECONDS  # it waits for a dozen things, for each of them as long as these tests would
+pytestmark = pytest.mark.timeout(DEMO_SECONDS + PATIENCE_SECONDS)
 
 DEMO = str(ROOT / "wrappers" / "demo.sh")
 # Whoever started these tests in the background has had them ignore Ctrl-C, and so would the demo.
@@ -58,7 +61,13 @@ def env(tmp_path: Path) -> dict[str, str]:
 def run(env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """Run the demo to its end."""
     return subprocess.run(
-        [DEMO], env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=90, start_new_session=True
+        [DEMO],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEMO_SECONDS,
+        start_new_session=True,
     )
 
 

@@ -19,7 +19,7 @@ from maintlock.settings import TaskSettings
 from tests.e2e.documents import blocks_of
 from tests.e2e.project import FILES, TASKS, Project, tools_without
 from tests.protocol import PROBES, is_locked, kill, places, until_gone, until_queued
-from tests.support import BIN, MAINTLOCK, ROOT, WRAP, Lock, Running, until
+from tests.support import BIN, MAINTLOCK, PATIENCE_SECONDS, ROOT, WRAP, Lock, Running, until
 from tests.terminal import CTRL_C, shell_on_terminal
 
 GUARD = ROOT / "wrappers" / "node" / "guard.mjs"
@@ -63,7 +63,9 @@ def script(tmp_path: Path, node: str) -> Scripts:
 def run(lock: Lock, *argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a program in a session of its own to its end."""
     options = {"env": lock.env(), "stdin": subprocess.DEVNULL, "cwd": lock.directory.parent, **options}
-    return subprocess.run(argv, capture_output=True, text=True, timeout=60, start_new_session=True, **options)
+    return subprocess.run(
+        argv, capture_output=True, text=True, timeout=PATIENCE_SECONDS, start_new_session=True, **options
+    )
 
 
 def start(lock: Lock, program: str, *words: str, **options: Any) -> Running:

@@ -799,7 +799,11 @@ def test_no_home(lock: Lock) -> None:
     """Where there is no state directory to be found, that is told once per check that wants one, and nothing crashes."""
     env = {"HOME": "~", "XDG_STATE_HOME": "", "MAINTLOCK_STATE_DIR": ""}
     done = subprocess.run(
-        [str(BIN / "maintlock"), "doctor"], env=lock.env(**env), capture_output=True, text=True, timeout=60
+        [str(BIN / "maintlock"), "doctor"],
+        env=lock.env(**env),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
     )
     assert (done.returncode, done.stderr) == (1, "")
     assert "no state directory" in done.stdout

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from maintlock import ledger
-from tests.support import MAINTLOCK, WRAP, Lock, until
+from tests.support import MAINTLOCK, PATIENCE_SECONDS, WRAP, Lock, until
 
 FIELDS = "at event task lease lease_id source reason pid reason_code blocked_by parent_task seconds exit_code outcome".split()
 
@@ -20,7 +20,11 @@ def show(lock: Lock, *arguments: str, **more: str) -> str:
     """Return what `maintlock history` prints."""
     env = {name: value for name, value in lock.env().items() if name != "COLUMNS"}
     done = subprocess.run(
-        [MAINTLOCK, "history", *arguments], env={**env, **more}, capture_output=True, text=True, timeout=30
+        [MAINTLOCK, "history", *arguments],
+        env={**env, **more},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
@@ -190,7 +194,9 @@ def test_unreadable_ledger_is_told(lock: Lock) -> None:
     lock.directory.mkdir(mode=0o700)
     (lock.directory / "ledger.db").write_bytes(b"no database" * 1000)
     (lock.directory / "ledger.db").chmod(0o600)
-    done = subprocess.run([MAINTLOCK, "history"], env=lock.env(), capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [MAINTLOCK, "history"], env=lock.env(), capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
     assert (done.returncode, done.stdout, "ledger.db" in done.stderr) == (73, "", True)
 
 
@@ -201,7 +207,9 @@ def test_what_waits_is_told_without_the_ledger(lock: Lock, form: str) -> None:
     (lock.directory / "ledger.db").write_bytes(b"no database" * 1000)
     (lock.directory / "ledger.db").chmod(0o600)
     arguments = ["history", "--task", "kbSync", *(["--json"] if form == "--json" else [])]
-    done = subprocess.run([MAINTLOCK, *arguments], env=lock.env(), capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [MAINTLOCK, *arguments], env=lock.env(), capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
     assert (done.returncode, "ledger.db: corrupt" in done.stderr) == (73, True)
     if form == "--json":
         assert [json.loads(line)["event"] for line in done.stdout.splitlines()] == ["acquired", "released"]

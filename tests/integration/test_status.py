@@ -16,7 +16,7 @@ import pytest
 
 from maintlock import events, marks, observe, pending, process
 from maintlock.paths import Places
-from tests.support import MAINTLOCK, WRAP, Lock, Running, until
+from tests.support import MAINTLOCK, PATIENCE_SECONDS, WRAP, Lock, Running, until
 
 LEASE = "heavy-maintenance"
 WITHOUT_PROC = "import sys; from maintlock import process; process.PROC = '/nonexistent'; from maintlock.{} import main; sys.exit(main(sys.argv[1:]))"
@@ -27,7 +27,9 @@ CLOSING = "import subprocess, sys; subprocess.run(['sh', '-c', 'echo ready $$; r
 def show(lock: Lock, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run `maintlock` with these arguments."""
     env = options.pop("env", None) or lock.env()
-    return subprocess.run([MAINTLOCK, *arguments], env=env, capture_output=True, text=True, timeout=30, **options)
+    return subprocess.run(
+        [MAINTLOCK, *arguments], env=env, capture_output=True, text=True, timeout=PATIENCE_SECONDS, **options
+    )
 
 
 def hold(lock: Lock, task: str = "holder", *options: str, **more: Any) -> Running:
@@ -320,7 +322,7 @@ def test_without_proc(lock: Lock) -> None:
     status = [sys.executable, "-c", WITHOUT_PROC.format("cli"), "status", "--json"]
 
     def look() -> tuple[str, str]:
-        done = subprocess.run(status, env=lock.env(), capture_output=True, text=True, timeout=30)
+        done = subprocess.run(status, env=lock.env(), capture_output=True, text=True, timeout=PATIENCE_SECONDS)
         found = json.loads(done.stdout)
         return found["state"], found["sidecar"]
 
@@ -383,7 +385,7 @@ def test_looking_takes_no_lock(lock: Lock, require: Callable[[str], str], tmp_pa
         MAINTLOCK,
         command,
     ]
-    done = subprocess.run([*traced, "--json"], env=lock.env(), capture_output=True, timeout=60)
+    done = subprocess.run([*traced, "--json"], env=lock.env(), capture_output=True, timeout=PATIENCE_SECONDS)
     if b"ptrace" in done.stderr.lower():
         pytest.skip("nobody may trace here")
     calls = [text for text in trace.read_text().splitlines() if str(lock.directory) in text]
@@ -448,7 +450,9 @@ def test_exit_code_on_request(lock: Lock, situation: str, code: int) -> None:
         program = [sys.executable, "-c", WITHOUT_PROC.format("cli")]
     for arguments, expected in ((["status", "--exit-code"], code), (["status"], 0)):
         assert (
-            subprocess.run([*program, *arguments], env=lock.env(), capture_output=True, timeout=30).returncode
+            subprocess.run(
+                [*program, *arguments], env=lock.env(), capture_output=True, timeout=PATIENCE_SECONDS
+            ).returncode
             == expected
         )
 
@@ -567,7 +571,9 @@ def test_reader_that_leaves_early(lock: Lock) -> None:
     ):
         reading, writing = os.pipe()
         os.close(reading)
-        done = subprocess.run([MAINTLOCK, *command], env=lock.env(), stdout=writing, stderr=subprocess.PIPE, timeout=30)
+        done = subprocess.run(
+            [MAINTLOCK, *command], env=lock.env(), stdout=writing, stderr=subprocess.PIPE, timeout=PATIENCE_SECONDS
+        )
         os.close(writing)
         assert (done.returncode, done.stderr) == (141, b""), command
 
@@ -577,7 +583,9 @@ def test_full_disk_behind_standard_output(lock: Lock) -> None:
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full here")
     with open("/dev/full", "wb") as full:
-        done = subprocess.run([MAINTLOCK, "status"], env=lock.env(), stdout=full, stderr=subprocess.PIPE, timeout=30)
+        done = subprocess.run(
+            [MAINTLOCK, "status"], env=lock.env(), stdout=full, stderr=subprocess.PIPE, timeout=PATIENCE_SECONDS
+        )
     assert done.returncode == 73
     assert done.stderr.count(b"\n") == 1
 
@@ -585,7 +593,9 @@ def test_full_disk_behind_standard_output(lock: Lock) -> None:
 def test_ctrl_c_is_quiet(lock: Lock) -> None:
     """Ctrl-C ends us with 130 and without a traceback."""
     code = "import os, signal, sys; from maintlock import cli, observe; observe.read_status = lambda *a: os.kill(os.getpid(), signal.SIGINT); sys.exit(cli.main(['status']))"
-    done = subprocess.run([sys.executable, "-c", code], env=lock.env(), capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=lock.env(), capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
@@ -594,7 +604,7 @@ def test_plain_text_without_a_terminal(lock: Lock) -> None:
     hold(lock, "kbSync", "--reason", "größer")
     assert "\x1b" not in show(lock, "status").stdout
     done = subprocess.run(
-        [MAINTLOCK, "status"], env=lock.env(PYTHONIOENCODING="ascii"), capture_output=True, timeout=30
+        [MAINTLOCK, "status"], env=lock.env(PYTHONIOENCODING="ascii"), capture_output=True, timeout=PATIENCE_SECONDS
     )
     assert done.returncode == 0 and done.stdout.isascii() and b"kbSync" in done.stdout
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.protocol import until_gone
-from tests.support import MAINTLOCK, Lock, until
+from tests.support import MAINTLOCK, PATIENCE_SECONDS, Lock, until
 from tests.terminal import CTRL_C, CTRL_Z, Opened, Terminal, session, state
 
 ENTER, LEAVE = "\x1b[?1049h", "\x1b[?1049l"
@@ -185,7 +185,7 @@ def test_a_plain_terminal_is_not_drawn_on(lock: Lock, open_shell: Opened) -> Non
 def test_a_reader_that_leaves_ends_it(lock: Lock) -> None:
     """When nobody reads any more, it ends without a word."""
     done = subprocess.run(
-        ["sh", "-c", f"{WATCH} | head -n 3"], env=lock.env(), capture_output=True, text=True, timeout=60
+        ["sh", "-c", f"{WATCH} | head -n 3"], env=lock.env(), capture_output=True, text=True, timeout=PATIENCE_SECONDS
     )
     assert done.stderr == ""
     assert len(done.stdout.splitlines()) == 3
@@ -197,7 +197,9 @@ def test_a_reader_that_leaves_ends_it(lock: Lock) -> None:
 )
 def test_what_does_not_go_together(lock: Lock, arguments: tuple[str, ...]) -> None:
     """Options that cannot be meant together are usage errors."""
-    done = subprocess.run([MAINTLOCK, "status", *arguments], env=lock.env(), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [MAINTLOCK, "status", *arguments], env=lock.env(), capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
     assert done.returncode == os.EX_USAGE, done.stderr
 
 
