@@ -114,7 +114,7 @@ def _is_colored() -> bool:
 
 
 DOCTOR = Command(
-    description="Tell what is wrong with the lease, its files, and what is around it, with the command that mends it.",
+    description="Show what is wrong with the lease, its files and its surroundings, with the command that mends it.",
     epilog="""\
 It takes no lock, and creates nothing except SQLite's -shm and -wal files.
 

@@ -124,12 +124,12 @@ def _read_history(said: Namespace) -> tuple[list[Event], LedgerUnavailable | Non
 
 
 STATUS = Command(
-    description="Tell who has the lease. Looking takes no lock, so no job stands back for it.",
+    description="Show who has the lease. Looking takes no lock, so no job stands back because of it.",
     epilog="""\
 States
   free      nobody has it
   held      a job has it, or somebody unknown
-  orphaned  who took it is dead, and parts of the job work on
+  orphaned  the holder is dead, but parts of its job keep running
   unknown   it cannot be seen from here
 
 Examples
@@ -143,7 +143,7 @@ Examples
 )
 
 HISTORY = Command(
-    description="Tell what happened, oldest first.",
+    description="Show what happened, oldest first.",
     epilog="""\
 Examples
   maintlock history --since 1d

@@ -37,8 +37,8 @@ def platform(_facts: Facts) -> Iterable[Finding]:
     namespace = process.pid_namespace()
     if namespace not in {"", INITIAL_PID_NAMESPACE}:
         yield notice(
-            "we are in a pid namespace of our own (a container): of jobs outside of it that share the state directory, the "
-            "lock is seen, but neither their processes nor what survives of them"
+            "this is a container, with a pid namespace of its own: of jobs outside that share the state directory, the lock "
+            "is seen, but neither their processes nor their survivors"
         )
     yield from _psutil()
 

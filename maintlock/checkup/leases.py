@@ -23,7 +23,9 @@ def leases(facts: Facts) -> Iterable[Finding]:
             by_lease.setdefault(task.lease, []).append(task.name)
     if len(by_lease) > 1 and facts.settings.path is not None:
         shown = "; ".join(f"{name}: {', '.join(tasks)}" for name, tasks in sorted(by_lease.items()))
-        text = f"{facts.settings.path}: heavy tasks are spread over several leases, and run beside each other ({shown})"
+        text = (
+            f"{facts.settings.path}: heavy tasks are spread over several leases, and can run at the same time ({shown})"
+        )
         yield problem(text, to_edit(facts.settings.path))
     for name in facts.leases:
         line = line_file.read_path(facts.places(name).lock)
@@ -36,5 +38,5 @@ def leases(facts: Facts) -> Iterable[Finding]:
             yield problem(text, quoted("grep", "-rn", "--include=package.json", "--include=*.sh", "--", "--lease", "."))
         elif name != DEFAULT_LEASE and name not in by_lease and known is None:
             yield notice(
-                f"the {name} lease is in use too (last by {line.task}): what runs under it runs beside the others"
+                f"the {name} lease is in use too (last by {line.task}): what runs under it can run at the same time as the others"
             )

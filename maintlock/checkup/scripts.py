@@ -41,9 +41,7 @@ def scripts(facts: Facts) -> Iterable[Finding]:
 def _missing_shell(package: PackageJson) -> Iterable[Finding]:
     shell = npmrc.read_script_shell(package.directory)
     if shell is not None and npmrc.is_npm_shell(shell) and shutil.which(shell) is None:
-        text = (
-            f"{package.directory}/.npmrc: script-shell is {printable(shell)}, which is not there: npm starts no script"
-        )
+        text = f"{package.directory}/.npmrc: script-shell is {printable(shell)}, which does not exist: npm cannot start any script"
         yield problem(
             text, quoted("npm", "config", "set", "--location=project", f"script-shell={beside_us(npmrc.NPM_SHELL)}")
         )

@@ -65,16 +65,18 @@ def _wrapper_on_path(facts: Facts) -> Iterable[Finding]:
         return
     told = _read_version(path)
     if told is None:
-        yield problem(f"{path}: does not tell its version: it is broken, or none of ours", f"{quoted(path)} --version")
+        yield problem(
+            f"{path}: does not tell its version: it is broken, or not maintlock's", f"{quoted(path)} --version"
+        )
     elif told != __version__:
-        text = f"{path}: is version {printable(told, 40)}, and this is {__version__}: jobs and what watches them differ"
+        text = f"{path}: is version {printable(told, 40)}, and this is {__version__}: jobs and the programs that watch them differ"
         if _numbers(told) > _numbers(__version__):
             yield problem(f"{text}; {FROM_NEWER}", _to_upgrade())
         else:
             yield problem(f"{text}; install that one again from this checkout", TO_INSTALL_AGAIN)
     elif (interpreter := _read_interpreter(path)) and not _is_ours(interpreter):
         text = (
-            f"{path}: is of the same version, in another installation ({printable(interpreter)}, here {sys.executable})"
+            f"{path}: is the same version from another installation ({printable(interpreter)}, here {sys.executable})"
         )
         yield notice(
             f"{text}; upgrade both together", f'export PATH={quoted(os.path.dirname(beside_us(WRAP)))}:"$PATH"'

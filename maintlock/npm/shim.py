@@ -13,9 +13,9 @@ from maintlock.redact import printable
 MODE = 0o755
 TEXT = """\
 #!/bin/sh
-# Runs maintlock-wrap, which package.json calls through this file so that it can tell what is
-# wrong where maintlock is missing. Written by `maintlock guard --shim`; `maintlock guard --undo`
-# takes it away again. Commit it; do not edit it.
+# Runs maintlock-wrap. package.json calls it through this file, which says what is wrong where
+# maintlock is missing. Written by `maintlock guard --shim`; `maintlock guard --undo`
+# removes it. Commit it; do not edit it.
 #
 #   MAINTLOCK_OPTIONAL=1    without maintlock run the command unguarded, with a warning
 set -u

@@ -35,7 +35,7 @@ HEAD = """\
 # history = "90d"             # how long history is kept
 
 # [lease.heavy-maintenance]
-# ttl = "6h"                  # from then on its holder counts as overdue; it is never robbed
+# ttl = "6h"                  # after that its holder is reported as overdue, but never evicted
 """
 
 NO_TASKS = """
