@@ -243,15 +243,17 @@ def _undo(package: PackageJson, words: Sequence[str]) -> int:
         guard = guarded.found(package.scripts[name].raw) if name in package.scripts else None
         if guard is None:
             told += [f"{name}: is not guarded"] if wishes else []
+        elif guard.kind not in REMOVABLE or name in package.odd:
+            why = package.odd.get(name) or f"is guarded {guard.kind}, not by maintlock guard"
+            if wishes:
+                refusals.append(f"{name}: {why}; edit it yourself")
+            else:
+                told.append(f"{name}: {why}; it stays as it is")
         elif wishes.get(name) not in {None, guard.task}:
             refusals.append(f"{name}: is guarded as task {guard.task}, not {wishes[name]}")
-        elif guard.kind in REMOVABLE and name not in package.odd:
+        else:
             changes[name] = guard.raw
             told.append(f"{name}: restored")
-        elif wishes:
-            refusals.append(f"{name}: is guarded {guard.kind}, not by maintlock guard; edit it yourself")
-        else:
-            told.append(f"{name}: is guarded {guard.kind}, and stays as it is")
     if refusals:
         raise UsageError("\n".join([*map(printable, refusals), "nothing was changed"]))
     if changes:

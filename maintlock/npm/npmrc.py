@@ -25,10 +25,8 @@ def read_script_shell(directory: str) -> str | None:
     for place in upwards(directory):
         if place == home != directory:
             break
-        value = (
-            _setting(os.path.join(place, ".npmrc")) if os.path.lexists(os.path.join(place, "package.json")) else None
-        )
-        if value:
+        is_package = os.path.lexists(os.path.join(place, "package.json"))
+        if is_package and (value := _setting(os.path.join(place, ".npmrc"))):
             return value
     return None
 

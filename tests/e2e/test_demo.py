@@ -148,7 +148,7 @@ def test_demo_is_interrupted(
     """After Ctrl-C or a TERM the demo ends what it has started, and removes what it has made."""
     env["PATH"] = f"{BIN}:{tools_without(tmp_path / 'tools', 'npm', 'node')}"
     demo = lock.start("-c", WITH_CTRL_C, DEMO, program=sys.executable, env=env, start_new_session=True)
-    demo.until_line(scene)
+    demo.until_line(scene, seconds=DEMO_SECONDS)
 
     os.killpg(demo.pid, number)
 

@@ -131,7 +131,7 @@ def test_undo_restores_every_byte(package: Package) -> None:
 
     assert package.contents() == {"package.json": PACKAGE.encode()}
     assert "ai:backup: restored\n" in told
-    assert "ai:dream: is guarded by hand, and stays as it is\n" in told
+    assert "ai:dream: is guarded by hand, not by maintlock guard; it stays as it is\n" in told
 
 
 def test_undo_leaves_what_guard_does_not_write(package: Package) -> None:
@@ -149,7 +149,7 @@ def test_undo_leaves_what_guard_does_not_write(package: Package) -> None:
     told = package.told("--undo")
 
     assert package.file.read_text(encoding="utf-8") == text
-    assert [line.split(":")[0] for line in told.splitlines() if "stays as it is" in line] == list(by_hand)
+    assert [line.split(":")[0] for line in told.splitlines() if "it stays as it is" in line] == list(by_hand)
     for name in by_hand:
         assert f"{name}: is guarded by hand, not by maintlock guard; edit it yourself" in package.refused(
             "--undo", name
@@ -283,6 +283,7 @@ def test_file_keeps_mode_and_link(package: Package, tmp_path: Path) -> None:
         (["none"], "none: is empty"),
         (["greet"], "greet: uses $1, which npm leaves empty; put it into a file of its own"),
         (["--undo", "ai:dream"], "ai:dream: is guarded by hand, not by maintlock guard; edit it yourself"),
+        (["--undo", "ai:dream=other"], "ai:dream: is guarded by hand, not by maintlock guard; edit it yourself"),
         (["--undo", "--shim"], "not allowed with"),
         (["--json", "nightly"], "--json goes with --list"),
         (["--package-json", "nowhere.json", "a"], "nowhere.json: no such file"),
