@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from maintlock.paths import Places
 
 HELP_WIDTH = 80
+HEADINGS = {"usage: ": "Usage: ", "\npositional arguments:\n": "\nArguments\n", "\noptions:\n": "\nOptions\n"}
 
 
 @record(frozen=True, kw_only=True)
@@ -36,8 +37,31 @@ class Command:
     run: Callable[[Namespace], int]
 
 
+class Help(RawDescriptionHelpFormatter):
+    """How help is laid out: 80 columns; paragraphs are filled, and blocks with indented lines stay as they are."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=HELP_WIDTH, max_help_position=24)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        from textwrap import fill
+
+        blocks = text.strip().split("\n\n")
+        return "\n\n".join(
+            block if "\n " in block else fill(block, width, initial_indent=indent, break_on_hyphens=False)
+            for block in blocks
+        )
+
+
 class Parser(ArgumentParser):
-    """Argparse with our exit code for a wrong command line, and our one line on stderr."""
+    """Argparse with our headings, our exit code for a wrong command line, and our one line on stderr."""
+
+    def format_help(self) -> str:
+        """Return the help, with headings as in all our programs."""
+        text = super().format_help()
+        for theirs, ours in HEADINGS.items():
+            text = text.replace(theirs, ours, 1)
+        return text
 
     def print_help(self, file: SupportsWrite[str] | None = None) -> None:
         """Print the help; argparse's own hides a failure to write it."""
@@ -59,11 +83,18 @@ def parsed(name: str, command: Command, argv: Sequence[str]) -> Namespace:
         prog=f"maintlock {name}",
         description=command.description,
         epilog=command.epilog,
-        formatter_class=lambda prog: RawDescriptionHelpFormatter(prog, width=HELP_WIDTH, max_help_position=24),
+        formatter_class=Help,
         allow_abbrev=False,
     )
     command.add_arguments(parser)
-    return parser.parse_intermixed_args(list(argv))
+    end = argv.index("--") if "--" in argv else len(argv)
+    said = parser.parse_intermixed_args(list(argv[:end]))
+    # Before `--` options and names may be mixed, after it all are names: argparse can do either, but not both at once.
+    behind = vars(parser.parse_args(list(argv[end:]))) if argv[end:] else {}
+    for place, value in behind.items():
+        if value != parser.get_default(place):
+            setattr(said, place, [*getattr(said, place), *value] if isinstance(value, list) else value)
+    return said
 
 
 def add_places(parser: ArgumentParser, *, lease_help: str = "which lease (heavy-maintenance)") -> None:

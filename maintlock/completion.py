@@ -1,10 +1,12 @@
 """`maintlock completion`: what a shell needs to complete our command lines, made from the commands' own declarations.
 
-Names of tasks are asked for when they are needed: `maintlock completion tasks` prints those of the configuration.
+What they are made of for bash and zsh is in `completion.bash` and `completion.zsh` beside this file. Names of tasks are asked
+for when they are needed: `maintlock completion --names tasks` prints those of the configuration.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import SUPPRESS, ArgumentParser
 from typing import TYPE_CHECKING
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING
 from maintlock import options
 from maintlock.cli import COMMANDS, PROGRAMS, found
 from maintlock.command import Command, read_config
+from maintlock.errors import UsageError
 from maintlock.model import record
 
 if TYPE_CHECKING:
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 SHELLS = ("bash", "zsh", "fish")
-TASKS = "tasks"
+NAMES = ("tasks", "npm-scripts")  # what `--names` prints of the configuration, for completion and maintlock-npm-shell
 KINDS = {"task": "task", "state-dir": "dir", "config": "file", "outcome": "file", "package-json": "file"}
 OPTION_CHOICES = {
     "hold-until": options.HOLD_UNTIL,
@@ -73,9 +76,7 @@ def _of_command(name: str, command: Command, about: str) -> Words:
     parser = ArgumentParser(prog=name)
     command.add_arguments(parser)
     actions = parser._actions  # noqa: SLF001  argparse has no other way to tell what was declared
-    fixed = [
-        str(word) for action in actions if not action.option_strings for word in action.choices or () if word != TASKS
-    ]
+    fixed = [str(word) for action in actions if not action.option_strings for word in action.choices or ()]
     shown = [action for action in actions if action.option_strings and action.help != SUPPRESS]
     return Words(name=name, about=about, options=tuple(map(_of_action, shown)), words=tuple(fixed))
 
@@ -116,117 +117,20 @@ def _cases(known: Sequence[Words]) -> str:
     return "\n".join([*lines, "  esac", "}"])
 
 
-BASH = """\
-# bash completion for maintlock and maintlock-wrap. In ~/.bashrc: eval "$(maintlock completion bash)"
-
-{cases}
-
-_maintlock() {{
-  local cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD-1]}} command=run i=1 value
-  COMPREPLY=()
-  if [[ ${{COMP_WORDS[0]##*/}} != maintlock-wrap ]]; then
-    if ((COMP_CWORD == 1)); then
-      COMPREPLY=($(compgen -W '{commands} --help --version' -- "$cur"))
-      return
-    fi
-    command=${{COMP_WORDS[1]}} i=2
-  fi
-  if [[ $cur == = ]]; then cur=; elif [[ $prev == = ]]; then prev=${{COMP_WORDS[COMP_CWORD-2]}}; fi
-  if [[ $command == run ]]; then  # from where on is it another program's command line?
-    while ((i < COMP_CWORD)); do
-      case ${{COMP_WORDS[i]}} in
-        --) ((i++)); _maintlock_other "$i"; return ;;
-        -*) [[ -z $(_maintlock_value run "${{COMP_WORDS[i]}}") ]] || {{ [[ ${{COMP_WORDS[i+1]}} == = ]] && ((i++)); ((i++)); }} ;;
-        *) _maintlock_other "$i"; return ;;
-      esac
-      ((i++))
-    done
-    if ((i == COMP_CWORD)) && [[ $cur != -* ]]; then _maintlock_other "$i"; return; fi
-  fi
-  value=$(_maintlock_value "$command" "$prev")
-  case $value in
-    '<task>') COMPREPLY=($(compgen -W "$(command maintlock completion tasks 2>/dev/null)" -- "$cur")) ;;
-    '<dir>') COMPREPLY=($(compgen -d -- "$cur")) ;;
-    '<file>') COMPREPLY=($(compgen -f -- "$cur")) ;;
-    '<other>') ;;
-    '') COMPREPLY=($(compgen -W "$(_maintlock_follows "$command")" -- "$cur")) ;;
-    *) COMPREPLY=($(compgen -W "$value" -- "$cur")) ;;
-  esac
-}}
-
-_maintlock_other() {{  # complete the command line that begins at word $1
-  if declare -F _command_offset >/dev/null; then
-    _command_offset "$1"
-  elif ((COMP_CWORD == $1)); then
-    COMPREPLY=($(compgen -c -- "$cur"))
-  else
-    COMPREPLY=($(compgen -f -- "$cur"))
-  fi
-}}
-
-complete -o filenames -F _maintlock maintlock maintlock-wrap
-"""
-
-ZSH = """\
-#compdef maintlock maintlock-wrap
-# zsh completion for maintlock and maintlock-wrap. In ~/.zshrc, after compinit: eval "$(maintlock completion zsh)"
-
-{cases}
-
-_maintlock() {{
-  local command=run value prev=${{words[CURRENT-1]}}
-  integer i=2
-  if [[ ${{words[1]:t}} != maintlock-wrap ]]; then
-    if ((CURRENT == 2)); then
-      compadd -- {commands} --help --version
-      return
-    fi
-    command=${{words[2]}} i=3
-  fi
-  if [[ $command == run ]]; then  # from where on is it another program's command line?
-    while ((i < CURRENT)); do
-      case ${{words[i]}} in
-        (--) ((i++)); _maintlock_other; return ;;
-        (-*) [[ -z $(_maintlock_value run "${{words[i]}}") ]] || ((i++)) ;;
-        (*) _maintlock_other; return ;;
-      esac
-      ((i++))
-    done
-    if ((i == CURRENT)) && [[ ${{words[i]}} != -* ]]; then _maintlock_other; return; fi
-  fi
-  if [[ ${{words[CURRENT]}} == --*=* ]]; then
-    prev=${{words[CURRENT]%%=*}}
-    compset -P '*='
-  fi
-  value=$(_maintlock_value "$command" "$prev")
-  case $value in
-    ('<task>') compadd -- ${{(f)"$(command maintlock completion tasks 2>/dev/null)"}} ;;
-    ('<dir>') _files -/ ;;
-    ('<file>') _files ;;
-    ('<other>') ;;
-    ('') compadd -- ${{=$(_maintlock_follows "$command")}} ;;
-    (*) compadd -- ${{=value}} ;;
-  esac
-}}
-
-_maintlock_other() {{  # complete the command line that begins at word $i
-  shift $((i - 1)) words
-  ((CURRENT -= i - 1))
-  _normal
-}}
-
-if [[ $zsh_eval_context[-1] == loadautofunc ]]; then _maintlock "$@"; else compdef _maintlock maintlock maintlock-wrap; fi
-"""
-
-
 def as_bash(known: Sequence[Words]) -> str:
     """Return the script for bash."""
-    return BASH.format(cases=_cases(known), commands=" ".join(words.name for words in known))
+    return _filled("bash", known)
 
 
 def as_zsh(known: Sequence[Words]) -> str:
     """Return the script for zsh."""
-    return ZSH.format(cases=_cases(known), commands=" ".join(words.name for words in known))
+    return _filled("zsh", known)
+
+
+def _filled(shell: str, known: Sequence[Words]) -> str:
+    with open(os.path.join(os.path.dirname(__file__), f"completion.{shell}"), encoding="utf-8") as file:
+        script = file.read()
+    return script.replace("@cases@", _cases(known)).replace("@commands@", " ".join(words.name for words in known))
 
 
 # fish, which wants to be told each word
@@ -256,7 +160,7 @@ def _fish_option(option: Option) -> str:
     names = [f"-l {name[2:]}" if name.startswith("--") else f"-s {name[1:]}" for name in option.names]
     values = {
         "flag": "",
-        "task": "-x -a '(command maintlock completion tasks 2>/dev/null)'",
+        "task": "-x -a '(command maintlock completion --names tasks 2>/dev/null)'",
         "dir": "-x -a '(__fish_complete_directories)'",
         "file": "-r -F",
         "choice": f"-x -a {_fish(' '.join(option.choices))}",
@@ -274,15 +178,20 @@ def _fish(text: str) -> str:
 
 
 def _arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("shell", metavar="SHELL", choices=(*SHELLS, TASKS), help="bash, zsh or fish")
+    parser.add_argument("shell", metavar="SHELL", nargs="?", choices=SHELLS, help="bash, zsh or fish")
+    parser.add_argument("--names", choices=NAMES, help=SUPPRESS)
     parser.add_argument("--config", metavar="FILE", help=SUPPRESS)
 
 
 def _run(said: Namespace) -> int:
-    if said.shell == TASKS:
-        sys.stdout.writelines(f"{name}\n" for name in read_config(said).tasks)
+    if said.names is not None:
+        tasks = read_config(said).tasks.values()
+        names = [task.name if said.names == "tasks" else task.npm_script for task in tasks]
+        sys.stdout.writelines(f"{name}\n" for name in names if name is not None)
         return 0
     scripts = {"bash": as_bash, "zsh": as_zsh, "fish": as_fish}
+    if said.shell is None:
+        raise UsageError(f"for which shell? one of {', '.join(SHELLS)}; see: maintlock completion --help")
     sys.stdout.write(scripts[said.shell](all_words()))
     return 0
 
@@ -290,9 +199,9 @@ def _run(said: Namespace) -> int:
 COMPLETION = Command(
     description="Print what a shell needs to complete subcommands, options and tasks of maintlock and maintlock-wrap.",
     epilog="""\
-examples:
-  eval "$(maintlock completion bash)"                                      in ~/.bashrc
-  eval "$(maintlock completion zsh)"                                       in ~/.zshrc, after compinit
+Examples
+  eval "$(maintlock completion bash)"     # in ~/.bashrc
+  eval "$(maintlock completion zsh)"      # in ~/.zshrc, after compinit
   maintlock completion fish > ~/.config/fish/completions/maintlock.fish
 """,
     add_arguments=_arguments,

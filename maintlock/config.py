@@ -11,8 +11,8 @@ import stat
 
 from maintlock.errors import ConfigError, RefusedError
 from maintlock.names import EXPECTED_LEASE, EXPECTED_TASK, is_lease_name, is_task_name, own_lease
-from maintlock.paths import check_trusted
-from maintlock.schema import DAEMON, LEASE, REPO_SYNC, TASK, TOP, WrongValueError, dotted, found_text, printable
+from maintlock.paths import check_trusted, upwards
+from maintlock.schema import DAEMON, LEASE, REPO_SYNC, TASK, TOP, WrongValueError, dotted, escaped, found_text
 from maintlock.settings import (
     FOREVER,
     Config,
@@ -51,12 +51,10 @@ def find(option: str | None, environ: Mapping[str, str], cwd: str) -> str | None
         return _named_file("--config", option, cwd)
     if environ.get(VARIABLE):
         return _named_file(VARIABLE, environ[VARIABLE], cwd)
-    directory = cwd
-    while not os.path.lexists(candidate := os.path.join(directory, FILE_NAME)):
-        child, directory = directory, os.path.dirname(directory)
-        if directory == child:
-            return None
-    return candidate
+    for directory in upwards(cwd):
+        if os.path.lexists(candidate := os.path.join(directory, FILE_NAME)):
+            return candidate
+    return None
 
 
 def load(path: str | None) -> Config:
@@ -70,7 +68,7 @@ def load(path: str | None) -> Config:
     """
     if path is None:
         return Config(leases={}, tasks={}, daemons={})
-    return _config(_document(_read_trusted(path), printable(path)), path)
+    return _config(_document(_read_trusted(path), escaped(path)), path)
 
 
 def _read_trusted(path: str) -> bytes:
@@ -85,7 +83,7 @@ def _read_trusted(path: str) -> bytes:
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise ConfigError(f"{printable(path)}: expected a regular file")
+                raise ConfigError(f"{escaped(path)}: expected a regular file")
             _judge(status, path)
             data = _read_bounded(descriptor)
         finally:
@@ -93,14 +91,12 @@ def _read_trusted(path: str) -> bytes:
     except PermissionError:
         from shlex import quote
 
-        raise RefusedError(
-            f"{printable(path)}: you may not read it", mend=f"chmod u+r {printable(quote(path))}"
-        ) from None
+        raise RefusedError(f"{escaped(path)}: you may not read it", mend=f"chmod u+r {escaped(quote(path))}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a file's name"
-        raise ConfigError(f"{printable(path)}: cannot be read: {reason}") from None
+        raise ConfigError(f"{escaped(path)}: cannot be read: {reason}") from None
     if len(data) > MAX_BYTES:
-        raise ConfigError(f"{printable(path)}: expected at most {MAX_BYTES} bytes")
+        raise ConfigError(f"{escaped(path)}: expected at most {MAX_BYTES} bytes")
     return data
 
 
@@ -111,7 +107,7 @@ def _named_file(source: str, name: str, cwd: str) -> str | None:
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError, ValueError):
-        raise ConfigError(f"{source}: {printable(path)}: no such file; expected one that exists, or none") from None
+        raise ConfigError(f"{source}: {escaped(path)}: no such file; expected one that exists, or none") from None
     except OSError:
         return path  # reading it will tell what is wrong
     return path
@@ -126,11 +122,11 @@ def _read_bounded(descriptor: int) -> bytes:
 
 def _judge(status: os.stat_result, path: str) -> None:
     """Judge the file that was opened, which for a symlink is its target."""
-    target = printable(os.path.realpath(path))
+    target = escaped(os.path.realpath(path))
     try:
         check_trusted(target, status, root_may_own=True)
     except RefusedError as error:
-        text = error.text if target == path else f"{printable(path)}: {error.text}"
+        text = error.text if target == path else f"{escaped(path)}: {error.text}"
         raise RefusedError(text, mend=error.mend) from None
 
 
@@ -148,7 +144,7 @@ def _document(data: bytes, file: str) -> dict[str, object]:
         if not isinstance(error, tomllib.TOMLDecodeError):
             raise ConfigError(f"{file}: expected numbers of fewer digits") from None
         end = data.count(b"\n") + 1
-        text = printable(str(error).replace("at end of document", f"at line {end}, the end"))
+        text = escaped(str(error).replace("at end of document", f"at line {end}, the end"))
         text = text[:120] + text[120:][-80:]  # may quote a key of any length, and ends with the line
         raise ConfigError(f"{file}: not TOML: {text}") from None
 
@@ -157,7 +153,7 @@ class _Reading:
     """One file while it is being checked, and what is wrong with it."""
 
     def __init__(self, path: str) -> None:
-        self.file = printable(path)
+        self.file = escaped(path)
         self.directory = os.path.realpath(os.path.dirname(path))
         self.faults: list[str] = []
         self.more = 0

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Iterable, Sequence
 
-    from maintlock.checkup.facts import Finding
+    from maintlock.checkup.finding import Finding
 
 MAX_TEXT = 4000
 MIN_WIDTH, MAX_WIDTH = 40, 100
@@ -114,15 +114,15 @@ def _is_colored() -> bool:
 
 
 DOCTOR = Command(
-    description="Tell what is wrong with the lease, its files, and what is around it, with the command that mends it.",
+    description="Show what is wrong with the lease, its files and its surroundings, with the command that mends it.",
     epilog="""\
-exit codes: 0 nothing is wrong; 1 something is
+It takes no lock, and creates nothing except SQLite's -shm and -wal files.
 
-It looks, and changes nothing: it takes no lock and makes no file.
+Exit codes: 0 nothing is wrong; 1 something is.
 
-examples:
+Examples
   maintlock doctor
-  maintlock doctor --json | jq -r '.findings[] | select(.level == "problem") | .mend'
+  maintlock doctor --json | jq -r '.findings[].mend | values'
 """,
     add_arguments=_arguments,
     run=_run,

@@ -53,9 +53,9 @@ HEALTH = Command(
     epilog="""\
 A task that stands back is healthy; one that has stood back for too long is starved.
 
-exit codes: 0 healthy; 1 degraded, and why; 2 unknown, it cannot be told
+Exit codes: 0 healthy; 1 degraded, and why; 2 unknown, it cannot be told.
 
-examples:
+Examples
   maintlock health
   maintlock health --json | jq .reasons
   maintlock health >/dev/null || notify-send "maintenance needs a look"
@@ -67,10 +67,16 @@ examples:
 TASKS = Command(
     description="Tell how each configured task stands: when it ran, when it is due, and what holds it back.",
     epilog="""\
-states, the first that applies:
-  running starved failing overdue deferred resting idle
+States, the first that applies
+  running   it has the lease, or takes part in a job that has it
+  starved   held back for longer than starved_after (2h)
+  failing   its last run failed, timed out or was lost
+  overdue   no success for two intervals
+  deferred  held back, but not for long
+  resting   its last run has just ended
+  idle      none of these
 
-examples:
+Examples
   maintlock tasks
   maintlock tasks --json | jq '.tasks.kbSync.next_due_at'
 """,

@@ -6,7 +6,7 @@ import os
 import sys
 
 from maintlock.errors import ConfigError
-from maintlock.schema import dotted, printable
+from maintlock.schema import dotted, escaped
 from maintlock.settings import FOREVER
 
 TYPE_CHECKING = False
@@ -67,6 +67,6 @@ def no_command(path: str | None, task: str) -> ConfigError:
     """Return the error to raise for a task that is to be started and has no command."""
     key = f"{dotted('tasks', task)}.command"
     return ConfigError(
-        f"{printable(path or 'maintlock.toml')}: {key}: found nothing, "
+        f"{escaped(path or 'maintlock.toml')}: {key}: found nothing, "
         'expected a program and its arguments, such as ["npm", "run", "build"]'
     )

@@ -101,9 +101,9 @@ the configuration read anew; an invalid one is reported, and the old one stays.
 What a task prints is in logs/TASK.log below the state directory, that of its run before in logs/TASK.log.1;
 what a daemon prints is in logs/daemon@NAME.log.
 
-exit codes: 0 ended by TERM or INT; 75 another one runs here; 78 the configuration is invalid
+Exit codes: 0 ended by TERM or INT; 75 another one runs here; 78 the configuration is invalid.
 
-examples:
+Examples
   maintlock orchestrate
   maintlock orchestrate --once
   maintlock orchestrate --log-format text --stop-jobs --stop-daemons

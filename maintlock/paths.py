@@ -12,7 +12,7 @@ from maintlock.model import record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from maintlock.errors import MaintlockError
 
@@ -50,6 +50,14 @@ class Places:
     def sidecar(self) -> str:
         """The JSON record that describes the holder."""
         return f"{self.directory}/{self.lease}.json"
+
+
+def upwards(directory: str) -> Iterator[str]:
+    """Yield an absolute directory and its parents, nearest first."""
+    yield directory
+    while (parent := os.path.dirname(directory)) != directory:
+        directory = parent
+        yield directory
 
 
 def default_state_directory(environ: Mapping[str, str]) -> str:

@@ -36,7 +36,7 @@ class WrongValueError(Exception):
 # Words ---------------------------------------------------------------------------------------------------------------
 
 
-def printable(text: str) -> str:
+def escaped(text: str) -> str:
     """Return text with everything escaped that could move a cursor or hide what it says."""
     return text if text.isprintable() else repr(text)[1:-1]
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from functools import partial
 from typing import TYPE_CHECKING
 
 from maintlock import observe
-from maintlock.command import Command, add_places, count, read_places, seconds, task_name
+from maintlock.command import Command, add_places, count, read_config, read_places, seconds, task_name
+from maintlock.entries import EVENTS
 from maintlock.errors import UsageError
 from maintlock.ledger import LedgerUnavailable
+from maintlock.names import DEFAULT_LEASE
+from maintlock.voice import Voice
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
+    from maintlock.config import Config
     from maintlock.model import Event
+    from maintlock.paths import Places
 
 EXIT_CODES = {"free": 0, "held": 1, "orphaned": 1, "unknown": 2}
 ROWS_FOR_PEOPLE = 50
@@ -40,7 +46,11 @@ def _run_status(said: Namespace) -> int:
         return _watch(said)
     if said.interval is not None:
         raise UsageError("--interval goes with --watch; see: maintlock status --help")
-    found = observe.read_status(read_places(said), time.time())
+    settings = read_config(said)
+    places = read_places(said, settings)
+    found = observe.read_status(places, time.time())
+    if said.lease is not None and not _is_known(places, settings):
+        Voice().tell("unused", f"no lease named {said.lease} is configured, or was ever used here")
     if said.json:
         sys.stdout.write(json.dumps(found) + "\n")
     else:
@@ -48,6 +58,12 @@ def _run_status(said: Namespace) -> int:
 
         tables.write_status(found, time.time())
     return EXIT_CODES[found["state"]] if said.exit_code else 0
+
+
+def _is_known(places: Places, settings: Config) -> bool:
+    """Tell whether a lease was used or is configured: a name that is mistyped is free, too."""
+    configured = {DEFAULT_LEASE, *settings.leases, *(task.lease for task in settings.tasks.values())}
+    return places.lease in configured or os.path.lexists(places.lock) or os.path.lexists(places.sidecar)
 
 
 def _watch(said: Namespace) -> int:
@@ -64,7 +80,8 @@ def _watch(said: Namespace) -> int:
 def _add_history_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     parser.add_argument("--task", metavar="NAME", type=task_name, help="of this task only")
-    parser.add_argument("--event", metavar="EVENT", choices=EVENTS, help="of this kind only: " + ", ".join(EVENTS))
+    known = sorted(EVENTS)
+    parser.add_argument("--event", metavar="EVENT", choices=known, help=f"of this kind only: {', '.join(known)}")
     parser.add_argument("--since", metavar="D", type=seconds, help="no older than this: 90s 10m 2h 1d")
     parser.add_argument(
         "--limit", metavar="N", type=count, help=f"the newest N (with --json: all, else {ROWS_FOR_PEOPLE})"
@@ -79,7 +96,8 @@ def _run_history(said: Namespace) -> int:
     elif rows or trouble is None:
         from maintlock import tables
 
-        tables.write_history(rows)
+        is_selection = said.limit == 0 or any((said.task, said.event, said.lease, said.since is not None))
+        tables.write_history(rows, is_selection=is_selection)
     if trouble is not None:
         raise trouble
     return 0
@@ -105,18 +123,13 @@ def _read_history(said: Namespace) -> tuple[list[Event], LedgerUnavailable | Non
         return read(is_entered_too=False), error
 
 
-EVENTS = (
-    "acquired", "released", "deferred", "nested_started", "nested_finished", "token_stale", "stale_cleaned", "survivors",
-    "collision", "collision_cleared", "stop_requested",
-)  # fmt: skip
-
 STATUS = Command(
-    description="Tell who has the lease. Looking takes no lock, so no job stands back for it.",
+    description="Show who has the lease. Looking takes no lock, so no job stands back because of it.",
     epilog="""\
 States
   free      nobody has it
   held      a job has it, or somebody unknown
-  orphaned  who took it is dead, and parts of the job work on
+  orphaned  the holder is dead, but parts of its job keep running
   unknown   it cannot be seen from here
 
 Examples
@@ -130,7 +143,7 @@ Examples
 )
 
 HISTORY = Command(
-    description="Tell what happened, oldest first.",
+    description="Show what happened, oldest first.",
     epilog="""\
 Examples
   maintlock history --since 1d

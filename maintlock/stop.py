@@ -17,7 +17,7 @@ from maintlock.errors import UnavailableError, UsageError
 from maintlock.identity import default_owner
 from maintlock.job import DEFAULT_GRACE_SECONDS
 from maintlock.model import record
-from maintlock.redact import printable
+from maintlock.naming import named
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -150,12 +150,12 @@ def _run(said: Namespace) -> int:
             f"{': ' + found.detail if found.detail else ''}; see: maintlock doctor"
         )
     task = found.grant.task if found.grant is not None else "an unknown job"
-    named = ", ".join(f"{printable(stat.name, 32)} (pid {stat.pid})" for stat in keepers.all)
-    if not said.yes and not _is_confirmed(f"stop {task}: {named}? [y/N] "):
+    keeping = named(keepers.all)
+    if not said.yes and not _is_confirmed(f"stop {task}: {keeping}? [y/N] "):
         print("nothing was stopped")
         return 1
     if stop(places, grace_seconds=said.grace):
-        print(f"stopped {task}: {named}")
+        print(f"stopped {task}: {keeping}")
         return 0
     raise UnavailableError(f"{task} still holds the {places.lease} lease; see: maintlock status")
 
@@ -171,11 +171,11 @@ def _is_confirmed(question: str) -> bool:
 
 
 STOP = Command(
-    description="End the job that keeps the lease: TERM, grace, KILL; what lives on of a killed wrapper's job too.",
+    description="End the job that keeps the lease, or what is left of one whose wrapper was killed: TERM, grace, KILL.",
     epilog="""\
-exit codes: 0 stopped, or nothing held it; 1 not confirmed; 73 it could not be stopped
+Exit codes: 0 stopped, or nothing held it; 1 not confirmed; 73 it could not be stopped.
 
-examples:
+Examples
   maintlock stop
   maintlock stop --grace 30s --yes
 """,

@@ -13,6 +13,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from maintlock.naming import size_text
 from maintlock.redact import printable
 from maintlock.times import duration_text, epoch_seconds
 
@@ -42,9 +43,9 @@ def write_status(found: Status, now: float) -> None:
     write(status(found, now))
 
 
-def write_history(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print what happened."""
-    write(history(rows))
+def write_history(rows: Sequence[Mapping[str, Any]], *, is_selection: bool = False) -> None:
+    """Print what happened, all of it or what was selected."""
+    write(history(rows, is_selection=is_selection))
 
 
 def write(shown: RenderableType) -> None:
@@ -100,7 +101,7 @@ def _holder_rows(holder: Holder, now: float) -> Iterable[tuple[str, RenderableTy
         yield "command", _text(shlex.join(holder["command"]), MAX_COMMAND)
     yield from _list("processes", [_process(row) for row in holder["processes"]])
     if len(holder["processes"]) > 1:
-        yield "memory", Text(_size(holder["rss_bytes"]))
+        yield "memory", Text(size_text(holder["rss_bytes"]))
 
 
 def _task(holder: Holder) -> Text:
@@ -125,7 +126,7 @@ def _since(holder: Holder, now: float) -> Text:
 
 
 def _process(row: Process) -> Text:
-    return Text(f"{row['pid']:>7} {printable(row['name'], 32):<16} {_size(row['rss_bytes']):>8}")
+    return Text(f"{row['pid']:>7} {printable(row['name'], 32):<16} {size_text(row['rss_bytes']):>8}")
 
 
 def _waiter(row: Waiter, now: float) -> Text:
@@ -154,10 +155,10 @@ def _list(label: str, lines: list[Text]) -> Iterable[tuple[str, RenderableType]]
 # History
 
 
-def history(rows: Sequence[Mapping[str, Any]]) -> Table | Text:
+def history(rows: Sequence[Mapping[str, Any]], *, is_selection: bool = False) -> Table | Text:
     """Return what happened, as a table, oldest first."""
     if not rows:
-        return Text("nothing has happened yet")
+        return Text("no event matches" if is_selection else "nothing has happened yet")
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("TIME", no_wrap=True)
     table.add_column("EVENT", no_wrap=True)
@@ -220,9 +221,3 @@ def _local(at: str, now: float | None) -> str:
 def _for(since: str, now: float) -> str:
     seconds = epoch_seconds(since)
     return "" if seconds is None else f", for {duration_text(now - seconds)}"
-
-
-def _size(size: int | None) -> str:
-    if size is None:
-        return "?"
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

@@ -105,7 +105,10 @@ def report(error: Exception, voice: Voice) -> int:
     if isinstance(error, OSError) and error.errno in OF_OUTPUT:
         give_up_stdout()
         return _unavailable(f"standard output: {error.strerror}", voice)
-    voice.error(f"internal error: {type(error).__name__}: {error}; please report it", exit_code=EXIT_INTERNAL)
+    what = f"internal error: {type(error).__name__}: {error}"
+    voice.error(
+        f"{what}; please report it, with the command and what maintlock doctor --json prints", exit_code=EXIT_INTERNAL
+    )
     if voice.verbosity > 0:
         import traceback
 

@@ -73,9 +73,9 @@ def _run(said: Namespace) -> int:
 SHOULD_YIELD = Command(
     description="Tell a job with checkpoints whether somebody waits for the lease, or another task is starved of it.",
     epilog="""\
-exit codes: 0 yes, end at the next checkpoint; 1 go on
+Exit codes: 0 yes, end at the next checkpoint; 1 go on.
 
-example:
+Examples
   while next_batch; do maintlock should-yield --after 1m && break; done
 """,
     add_arguments=_arguments,

@@ -79,10 +79,10 @@ class Running:
         self.pid = self.popen.pid
         self._seen = b""
 
-    def until_line(self, text: str) -> str:
+    def until_line(self, text: str, *, seconds: float = PATIENCE_SECONDS) -> str:
         """Return the first line of standard output that contains `text`."""
         assert self.popen.stdout is not None
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + seconds
         while True:
             *lines, self._seen = self._seen.split(b"\n")
             for index, line in enumerate(lines):

@@ -7,13 +7,12 @@ import time
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from maintlock import config, custody, paths, process
+from maintlock import config, custody, paths, process, tokens
 from maintlock.checkup import elsewhere
-from maintlock.errors import MaintlockError, RefusedError, UsageError
-from maintlock.model import record
+from maintlock.checkup.finding import quoted
+from maintlock.errors import MaintlockError, RefusedError
 from maintlock.names import DEFAULT_LEASE, is_lease_name
 from maintlock.npm import package_json
-from maintlock.redact import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,59 +26,9 @@ if TYPE_CHECKING:
 
 MAX_FILES = 10_000
 MAX_PACKAGES = 200
-NAMED = 12
 LEASE_ENDINGS = (".lock", ".json")  # whose lock file was removed may still have it
+DEFAULT = "the default directory"
 ORCHESTRATOR = "orchestrator"  # its lock file is no lease's
-
-
-@record(frozen=True, kw_only=True)
-class Finding:
-    """One thing found: `level` is one of `problem notice ok`, `mend` the command that mends it, if one does."""
-
-    level: str
-    text: str
-    mend: str | None = None
-    check: str = ""
-
-
-def problem(text: str, mend: str | None = None) -> Finding:
-    """Return that something is wrong."""
-    return Finding(level="problem", text=text, mend=mend)
-
-
-def notice(text: str, mend: str | None = None) -> Finding:
-    """Return something that one should know, and that may be meant so."""
-    return Finding(level="notice", text=text, mend=mend)
-
-
-def fine(text: str) -> Finding:
-    """Return that something is in order."""
-    return Finding(level="ok", text=text)
-
-
-def of_error(error: Exception, mend: str | None = None) -> Finding:
-    """Return an error as a problem; many of ours carry the command that mends them."""
-    if not isinstance(error, MaintlockError):
-        return problem(f"{type(error).__name__}: {error}", mend)
-    return problem(error.text, error.mend or mend)
-
-
-def quoted(*words: str) -> str:
-    """Return a command line as a shell takes it."""
-    from shlex import join
-
-    return join(words)
-
-
-def to_edit(path: str) -> str:
-    """Return the command that opens a file for its owner to edit."""
-    return f"${{EDITOR:-vi}} {quoted(path)}"
-
-
-def named(stats: Sequence[Stat]) -> str:
-    """Return processes for people: `node (pid 42), sh (pid 43)`."""
-    shown = ", ".join(f"{printable(stat.name, 32)} (pid {stat.pid})" for stat in stats[:NAMED])
-    return f"{shown} and {len(stats) - NAMED} more" if len(stats) > NAMED else shown
 
 
 class Facts:
@@ -128,6 +77,15 @@ class Facts:
     def directory(self) -> str:
         """The state directory, which need not exist. Raises `UnavailableError` where there is none to be found."""
         return paths.state_directory(self.said_state_dir, self.environ, self.settings.state_dir)
+
+    @property
+    def directory_source(self) -> str:
+        """What has led to the state directory."""
+        if self.said_state_dir is not None:
+            return "--state-dir"
+        if self.environ.get(tokens.STATE_DIR):
+            return tokens.STATE_DIR
+        return f"state_dir in {self.settings.path}" if self.settings.state_dir is not None else DEFAULT
 
     def places(self, lease: str) -> Places:
         """Return the files of a lease."""
@@ -209,9 +167,9 @@ class Facts:
     @cached_property
     def neighbours(self) -> Mapping[str, Neighbour]:
         """The other state directories that are, or were lately, in use, by path."""
-        chosen = {"the default directory": self._default, "the configuration's state_dir": self.settings.state_dir}
+        chosen = {DEFAULT: self._default, "the configuration's state_dir": self.settings.state_dir}
         if self.said_state_dir is not None:
-            chosen["this shell's MAINTLOCK_STATE_DIR"] = self.environ.get("MAINTLOCK_STATE_DIR")
+            chosen[f"this shell's {tokens.STATE_DIR}"] = self.environ.get(tokens.STATE_DIR)
         return elsewhere.find(self.directory, chosen, self.open_locks, self.table)
 
     @property
@@ -232,7 +190,7 @@ class Facts:
         """
         try:
             path = package_json.find(None, self.cwd)
-        except UsageError:
+        except package_json.NoPackageError:
             return ()
         package = package_json.read(path)
         return package, *[package_json.read(more) for more in package_json.workspaces(package)[:MAX_PACKAGES]]

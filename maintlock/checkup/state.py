@@ -8,17 +8,22 @@ from typing import TYPE_CHECKING
 
 from maintlock import filesystem, history, holder, outside, paths, pending, process, sidecar
 from maintlock import line as line_file
-from maintlock.checkup.facts import fine, named, notice, of_error, problem, quoted, to_edit
+from maintlock.checkup.finding import fine, notice, of_error, problem, quoted, to_edit
+from maintlock.entries import entry_of
 from maintlock.errors import RefusedError
 from maintlock.ledger import DATABASE, LedgerUnavailable, open_to_read
+from maintlock.names import DEFAULT_LEASE
+from maintlock.naming import named
 from maintlock.redact import printable
 from maintlock.times import duration_text, epoch_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-    from maintlock.checkup.facts import Facts, Finding
+    from maintlock.checkup.facts import Facts
+    from maintlock.checkup.finding import Finding
     from maintlock.custody import Custody
+    from maintlock.model import Event
     from maintlock.paths import Places
 
 DIRECTORY_MODE, FILE_MODE = 0o700, 0o600
@@ -27,6 +32,7 @@ ENDINGS = (".lock", ".queue", ".nested", ".json", ".json.tmp")
 FEW_BYTES = 16 << 20
 # Every job that takes longer than a second drains, and every one that finds more than 32 KiB: more means that none can.
 MUCH_WAITING_BYTES = 128 * 1024
+LONG_WAITING_SECONDS = 3600.0
 
 
 def configuration(facts: Facts) -> Iterable[Finding]:
@@ -71,14 +77,12 @@ def _judged(path: str, found: os.stat_result, mode: int) -> Iterable[Finding]:
 
 def _parents(directory: str) -> Iterable[Finding]:
     """Where everybody may write and there is no sticky bit, everybody may put another directory in the place of ours."""
-    parent = os.path.dirname(directory)
-    while parent != os.path.dirname(parent):
+    for parent in paths.upwards(os.path.dirname(directory)):
         mode = os.stat(parent).st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
             yield problem(
                 f"{parent}: everybody may rename what is in it, the state directory too", quoted("chmod", "o-w", parent)
             )
-        parent = os.path.dirname(parent)
 
 
 def filesystems(facts: Facts) -> Iterable[Finding]:
@@ -86,11 +90,13 @@ def filesystems(facts: Facts) -> Iterable[Finding]:
     kind = filesystem.read_type(facts.directory)
     another = quoted("export", f"MAINTLOCK_STATE_DIR=/var/tmp/maintlock-{os.geteuid()}")
     if not kind:
-        yield notice(f"{facts.directory}: what filesystem it is on cannot be told; on a network's a lock may be none")
+        yield notice(
+            f"{facts.directory}: its filesystem cannot be determined; on one of a network a lock may protect nothing"
+        )
     elif kind not in filesystem.LOCAL:
         yield problem(
-            f"{facts.directory}: is on a filesystem of type {kind}, where a lock may be shared with other machines or be "
-            "none at all; take a local one, for everybody who starts jobs",
+            f"{facts.directory}: is on a filesystem of type {kind}, where locks may be shared with other machines or "
+            "not work at all; use a local one, for everybody who starts jobs",
             another,
         )
     try:
@@ -119,8 +125,8 @@ def _line(facts: Facts, places: Places, look: Custody) -> Iterable[Finding]:
     if not content or line_file.decoded(content) is not None or look.is_passing:
         return
     yield problem(
-        f"{places.lock}: its line is damaged, or of another version: who had the lease last is not known, and all that "
-        "carries any of its grants counts as surviving",
+        f"{places.lock}: its line is damaged, or of another version: who had the lease last is unknown, and every process "
+        "with any of its grants in the environment counts as a survivor",
         facts.job(places.lease, "true") if look.state == "free" else facts.stop(places.lease),
     )
 
@@ -141,10 +147,11 @@ def _sidecar(facts: Facts, places: Places, look: Custody) -> Iterable[Finding]:
         text = f"{places.sidecar}: is {reading.state}"
         if look.state == "held":
             yield problem(
-                f"{text} while the lease is held: its owner is unknown to all who stand back", facts.stop(places.lease)
+                f"{text} while the lease is held: requests that stand back cannot name its owner",
+                facts.stop(places.lease),
             )
         else:
-            yield problem(f"{text}; the next request clears it away", facts.job(places.lease, "true"))
+            yield problem(f"{text}; the next request removes it", facts.job(places.lease, "true"))
 
 
 def _is_file(path: str) -> bool:
@@ -162,7 +169,7 @@ def ledger(facts: Facts) -> Iterable[Finding]:
     dropped = pending.dropped(facts.directory)
     if dropped:
         were = "event was" if dropped == 1 else "events were"
-        yield notice(f"{dropped} {were} dropped since the beginning: the history is not whole")
+        yield notice(f"{dropped} {were} dropped since the beginning: the history is incomplete")
 
 
 def _database(facts: Facts) -> Iterable[Finding]:
@@ -190,15 +197,24 @@ def waiting(facts: Facts) -> Iterable[Finding]:
     path = f"{facts.directory}/{pending.PENDING}"
     events = pending.read(facts.directory)
     many = f"{len(events)} event{'' if len(events) == 1 else 's'}"
-    enter = facts.job("heavy-maintenance", "sleep", "1")
+    enter = facts.job(DEFAULT_LEASE, "sleep", "1")
     if size > MUCH_WAITING_BYTES:
-        yield problem(f"{path}: {many} wait for the ledger, more than a job leaves there: none can enter them", enter)
+        yield problem(
+            f"{path}: {many} wait for the ledger, more than any job leaves there: nothing seems able to enter them",
+            enter,
+        )
     elif not events:
         yield problem(f"{path}: holds nothing that is an event; the next entry counts it as dropped", enter)
+    elif (lasted := facts.now - _oldest_at(events, facts.now)) > LONG_WAITING_SECONDS:
+        text = f"{path}: {many} wait for the ledger, the oldest for {duration_text(lasted)}; readers see them"
+        yield notice(f"{text}, and the next job of a second or more enters them", enter)
     else:
-        yield notice(
-            f"{path}: {many} wait for the ledger, until a job of a second or more has ended; readers see them", enter
-        )
+        yield fine(f"{many} wait for the ledger, as after every short job; readers see them")
+
+
+def _oldest_at(events: Sequence[Event], now: float) -> float:
+    entries = [entry_of(event) for event in events]
+    return min((entry["at"] for entry in entries if entry is not None and entry["at"] is not None), default=now)
 
 
 def lease(facts: Facts) -> Iterable[Finding]:
@@ -208,7 +224,7 @@ def lease(facts: Facts) -> Iterable[Finding]:
         if look.state == "orphaned":
             yield problem(f"{name}: {look.detail}", facts.stop(name))
         elif look.state == "unknown":
-            yield notice(f"{name}: who has it cannot be told: {look.detail}")
+            yield notice(f"{name}: who has it cannot be determined: {look.detail}")
         elif look.state == "held":
             known = (
                 f"{name} is held by {look.grant.task} (pid {look.grant.identity.pid})" if look.grant is not None else ""
@@ -230,7 +246,9 @@ def _holder(facts: Facts, name: str, look: Custody) -> Iterable[Finding]:
     pids = {grant.identity.pid, *([fields["job_pid"]] if fields is not None and fields.get("job_pid") else [])}
     stopped = [row for row in (facts.table.get(pid) for pid in sorted(pids)) if row is not None and row.state in "Tt"]
     if stopped:
-        text = f"{name}: {grant.task} has it and is stopped: {named(stopped)}; nobody gets on until it goes on"
+        text = (
+            f"{name}: {grant.task} has it and is stopped: {named(stopped)}; everyone else is blocked until it resumes"
+        )
         yield problem(text, quoted("kill", "-CONT", *[str(row.pid) for row in stopped]))
     since = epoch_seconds(fields["acquired_at"]) if fields is not None else None
     held = None if since is None else facts.now - since
@@ -249,7 +267,7 @@ def lock_file(facts: Facts) -> Iterable[Finding]:
         for lock in facts.open_locks:
             was_it = os.path.basename(lock.path).startswith(f"{name}.lock") and lock.directory == facts.directory
             if was_it and lock.is_locked and not any(lock.is_same(found) for found in facts.files.values()):
-                text = f"{places.lock}: was replaced or removed, and {named([facts.table[lock.pid]])} has a lock on the former one"
+                text = f"{places.lock}: was replaced or removed, and {named([facts.table[lock.pid]])} still has a lock on the old one"
                 yield problem(text, quoted("kill", str(lock.pid)))
 
 
@@ -266,15 +284,15 @@ def descriptors(facts: Facts) -> Iterable[Finding]:
         if not leaked or (look.state == "held" and look.grant is None):
             continue  # somebody unknown who has it is told with the lease
         task = look.grant.task if look.grant is not None else "an earlier job"
-        end = quoted("kill", *[str(stat.pid) for stat in leaked])
         text = f"{places.lock}: its descriptor leaked from {task} to {named(leaked)}, outside the job"
         if look.state == "orphaned":
-            yield problem(f"{text}: it keeps the lease, for nobody", end)
+            end = quoted("kill", *[str(stat.pid) for stat in leaked])
+            yield problem(f"{text}: nothing else keeps the lease", end)
         else:
-            again = (
-                "; should the wrapper be killed, it would keep the lease: start it with -o, or close its descriptors"
+            yield notice(
+                f"{text}; should the wrapper be killed, it would keep the lease: start the job with -o, or close the "
+                "descriptor in it"
             )
-            yield notice(f"{text}{again}", end)
 
 
 def collisions(facts: Facts) -> Iterable[Finding]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from maintlock.checkup import around, state
-from maintlock.checkup.facts import fine, problem
+from maintlock.checkup import directories, features, leases, scripts, state, versions
+from maintlock.checkup.finding import fine, problem
 from maintlock.errors import MaintlockError
 from maintlock.model import record, replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from maintlock.checkup.facts import Facts, Finding
+    from maintlock.checkup.facts import Facts
+    from maintlock.checkup.finding import Finding
 
 
 @record(frozen=True, kw_only=True)
@@ -28,18 +29,18 @@ CHECKS = (
     Check(name="configuration", fine="is valid", find=state.configuration),
     Check(name="permissions", fine="the state directory and what is in it are yours alone", find=state.permissions),
     Check(name="filesystem", fine="keeps flock local, and has room", find=state.filesystems),
-    Check(name="records", fine="can be read, and are of this lease and system", find=state.records),
-    Check(name="ledger", fine="can be read, and is whole", find=state.ledger),
+    Check(name="records", fine="can be read, and belong to this lease and system", find=state.records),
+    Check(name="ledger", fine="can be read, and is complete", find=state.ledger),
     Check(name="pending", fine="nothing waits for the ledger", find=state.waiting),
     Check(name="lease", fine="nobody has ever asked for one here", find=state.lease),
-    Check(name="lock file", fine="nobody has a lock on a former one", find=state.lock_file),
+    Check(name="lock file", fine="nobody has a lock on an old one", find=state.lock_file),
     Check(name="descriptors", fine="none has leaked out of the job", find=state.descriptors),
     Check(name="processes", fine="no heavy process runs outside the lease", find=state.collisions),
-    Check(name="npm scripts", fine="all that look heavy are guarded", find=around.scripts),
-    Check(name="leases", fine="all heavy tasks are under one", find=around.leases),
-    Check(name="directories", fine="no other state directory is in use", find=around.directories),
-    Check(name="platform", fine="shows all that is wanted", find=around.platform),
-    Check(name="versions", fine="are all the same", find=around.versions),
+    Check(name="npm scripts", fine="all that look heavy are guarded", find=scripts.scripts),
+    Check(name="leases", fine="all heavy tasks are under one", find=leases.leases),
+    Check(name="directories", fine="no other state directory is in use", find=directories.directories),
+    Check(name="platform", fine="has everything that maintlock uses", find=features.platform),
+    Check(name="versions", fine="are all the same", find=versions.versions),
 )
 
 

@@ -30,7 +30,12 @@ NO_SETTINGS = config.load(None)
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare what `maintlock guard` takes."""
-    parser.add_argument("scripts", metavar="SCRIPT[=TASK]", nargs="*", help="npm script, and the task that it is")
+    parser.add_argument(
+        "scripts",
+        metavar="SCRIPT[=TASK]",
+        nargs="*",
+        help="npm script, and its task; put -- before names that begin with a dash",
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="show all scripts, and change nothing")
     what.add_argument("--undo", action="store_true", help="restore these scripts, or all, to the byte")
@@ -130,7 +135,7 @@ def _outcome(package: PackageJson, name: str, said: str | None, task: str, progr
         return _Outcome(name=name, refusal=refusal)
     guard = guarded.found(script.raw)
     if guard is not None and guard.kind != "in part":
-        return _guarded_already(script, guard, said, program)
+        return _guarded_already(package, script, guard, said, program)
     try:
         raw = guarded.wrapped(script.raw, task=task, program=program, shell=npmrc.inner_shell(shell))
     except ValueError as error:
@@ -150,12 +155,14 @@ def _refusal(script: Script) -> str:
     return ""
 
 
-def _guarded_already(script: Script, guard: guarded.Guard, said: str | None, program: str) -> _Outcome:
+def _guarded_already(
+    package: PackageJson, script: Script, guard: guarded.Guard, said: str | None, program: str
+) -> _Outcome:
     task = f"task {guard.task}" if guard.task else "the task that npm's name says"
     if said is not None and said != guard.task:
-        return _Outcome(
-            name=script.name, refusal=f"is guarded already, as {task}; first: maintlock guard --undo, or edit it"
-        )  # fmt: skip
+        is_removable = guard.kind in REMOVABLE
+        first = f"first: {scriptlist.command(package, [script.name], '--undo')}" if is_removable else "edit it yourself"
+        return _Outcome(name=script.name, refusal=f"is guarded already, as {task}; {first}")
     if guard.kind == "wrap" and program == guarded.SHIM:
         raw = guarded.through(script.raw, program)
         return _Outcome(
@@ -220,7 +227,7 @@ def _notes(package: PackageJson, changes: Mapping[str, str], settings: Config, *
     if changes and with_shim:
         notes.append(f"note: commit {guarded.SHIM_PATH} too")
     if changes:
-        notes.append("to take it back: maintlock guard --undo")
+        notes.append(f"to take it back: {scriptlist.command(package, list(changes), '--undo')}")
     return notes
 
 
@@ -228,23 +235,25 @@ def _notes(package: PackageJson, changes: Mapping[str, str], settings: Config, *
 
 
 def _undo(package: PackageJson, words: Sequence[str]) -> int:
-    for word in words:
-        if word not in package.scripts and word not in package.odd:
-            raise UsageError(_unknown(package, word))
+    wishes = _wishes(package, words)
     changes: dict[str, str] = {}
     told: list[str] = []
     refusals: list[str] = []
-    for name in words or package.scripts:
+    for name in wishes or package.scripts:
         guard = guarded.found(package.scripts[name].raw) if name in package.scripts else None
-        if guard is not None and guard.kind in REMOVABLE and name not in package.odd:
+        if guard is None:
+            told += [f"{name}: is not guarded"] if wishes else []
+        elif guard.kind not in REMOVABLE or name in package.odd:
+            why = package.odd.get(name) or f"is guarded {guard.kind}, not by maintlock guard"
+            if wishes:
+                refusals.append(f"{name}: {why}; edit it yourself")
+            else:
+                told.append(f"{name}: {why}; it stays as it is")
+        elif wishes.get(name) not in {None, guard.task}:
+            refusals.append(f"{name}: is guarded as task {guard.task}, not {wishes[name]}")
+        else:
             changes[name] = guard.raw
             told.append(f"{name}: restored")
-        elif guard is not None:
-            (refusals if words else told).append(
-                f"{name}: is guarded {guard.kind}, not by maintlock guard; edit it yourself"
-            )
-        elif words:
-            told.append(f"{name}: is not guarded")
     if refusals:
         raise UsageError("\n".join([*map(printable, refusals), "nothing was changed"]))
     if changes:
@@ -303,7 +312,7 @@ def _shown(path: str) -> str:
 
 
 def _tell(lines: Sequence[str]) -> None:
-    sys.stdout.write("".join(f"{printable(line, 1000)}\n" for line in lines))
+    sys.stdout.write("".join(f"{printable(line, 4000)}\n" for line in lines))
 
 
 GUARD = Command(
@@ -312,21 +321,23 @@ Put npm scripts behind the lease, by editing package.json and nothing else. The
 whole script goes under one guard, also a && b and what npm appends to it; the
 file keeps its formatting.
 
---undo restores the scripts to the byte. --shim also writes {guarded.SHIM_PATH} into
-the project and guards through it: where maintlock is missing it says so, or, only
-with MAINTLOCK_OPTIONAL=1, runs the script unguarded with a warning.""",
+--undo restores the scripts to the byte; guards written by hand in any other form
+stay. --shim also writes {guarded.SHIM_PATH} into the project and guards through it:
+where maintlock is missing it says so, or, only with MAINTLOCK_OPTIONAL=1, runs the
+script unguarded with a warning.""",
     epilog="""\
 A script's task is, first hit wins: what is said here, the task with that
 npm_script in maintlock.toml, the script's name. Guards are written for POSIX
 shells, not for Windows' own.
 
-examples:
+Exit codes: 0 done, or nothing to do; 64 refused, nothing was changed; 73 not
+written; 77 not yours to write; 78 bad configuration.
+
+Examples
   maintlock guard --list
   maintlock guard ai:sync-kb=kbSync ai:backup
-  maintlock guard --undo
-
-exit codes: 0 done, or nothing to do; 64 refused, nothing was changed; 73 not
-written; 77 not yours to write; 78 bad configuration""",
+  maintlock guard --undo ai:backup
+""",
     add_arguments=add_arguments,
     run=run,
 )

@@ -38,6 +38,7 @@ ANY_END = r"exec {shell} -c \"$0${{1+ \\\"\\$@\\\"}}\" {shell} \"$@\""
 PREFIX = re.compile(
     rf"(?P<program>{WRAP}|maintlock run|{re.escape(SHIM)})(?P<options>(?: [\w.:/=+,@%-]+)*?) -- ", re.ASCII
 )
+WRITTEN = re.compile(rf"(?:{WRAP}|{re.escape(SHIM)}) -t [\w.:-]+ -- ", re.ASCII)  # by us, or just as we do
 ENDED = re.compile(rf"{SHELL} -c '(?P<body>.*) \\\"\$@\\\"' (?P=shell)", re.DOTALL)
 ENCLOSED = re.compile(rf"{SHELL} -c '(?P<program>exec (?P=shell) [^']*)' '(?P<body>.*)'", re.DOTALL)
 UNIT = re.compile(r"\\u[0-9A-Fa-f]{4}|\\.|[^\\]", re.DOTALL)
@@ -51,8 +52,8 @@ ENTRIES = frozenset({"maintlock-entry", "ai-backup", "ai-run-sandman", "ai-sync-
 class Guard:
     """How a script is guarded.
 
-    `kind` is `wrap` or `shim` where the guard can be taken off, leaving `raw`; `by hand` and `in part` where it is written
-    in a way of its own. `task` is None where the script does not say it.
+    `kind` is `wrap` or `shim` where `maintlock guard` may have written it, `by hand` and `in part` where it did not. `task`
+    is None where the script does not say it, `raw` is what is left without the guard, or `""` where that is not plain.
     """
 
     kind: str
@@ -61,8 +62,8 @@ class Guard:
 
 
 def command(guard: Guard | None, script: str) -> str:
-    """Return what a script runs, without its guard where that is one that can be taken off."""
-    return decoded(guard.raw) if guard is not None and guard.kind in {"wrap", "shim"} else script
+    """Return what a script runs, without its guard where that is plainly put before it."""
+    return decoded(guard.raw) if guard is not None and guard.raw else script
 
 
 # Putting it on -------------------------------------------------------------------------------------------------------
@@ -116,7 +117,8 @@ def found(raw: str) -> Guard | None:
     if match is not None and (said := _options(match["options"].split())) is not None:
         inside = _inside(raw[match.end() :])
         if inside is not None:
-            kind = "shim" if match["program"] == SHIM else "wrap"
+            is_ours = WRITTEN.fullmatch(match[0]) is not None
+            kind = "by hand" if not is_ours else "shim" if match["program"] == SHIM else "wrap"
             return Guard(kind=kind, task=said.task, raw=inside)
     return _found_by_hand(decoded(raw))
 

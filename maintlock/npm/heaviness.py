@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
     from maintlock.config import Config
 
-# Beginnings of words; where a whole word is meant, it ends in a blank.
-HEAVY = tuple(
-    f"{beginning} " if beginning in {"sync", "kb", "llm", "etl", "rag", "dump", "train", "dream"} else beginning
-    for beginning in (
-        "sync backup restor index reindex embed summar dream sandman train finetun migrat vacuum compact dump export ingest "
-        "crawl scrap chroma sqlite llm rag kb knowledge etl backfill vector rebuild synchron archiv"
-    ).split()
+# Whole words, and two of them beside each other; then beginnings of words.
+HEAVY = (
+    *("sync ", "kb ", "llm ", "etl ", "rag ", "dump ", "train ", "dream ", "golden path "),
+    *(
+        "backup restor index reindex embed summar sandman finetun migrat vacuum compact export ingest crawl scrap chroma "
+        "sqlite knowledge backfill vector rebuild synchron archiv"
+    ).split(),
 )
 PROGRAMS = frozenset(
     "pg_dump pg_dumpall pg_restore mysqldump mongodump mongorestore sqlite3 restic borg rsync ollama whisper".split()
@@ -79,8 +79,8 @@ def _is_light(words: list[str]) -> bool:
 
 
 def _heavy(words: list[str]) -> str:
-    for word in words:
-        if f"{word} ".startswith(HEAVY):
+    for at, word in enumerate(words):
+        if f"{' '.join(words[at:])} ".startswith(HEAVY):
             return word
     return ""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 
+from maintlock.paths import upwards
+
 SETTING = re.compile(r"^\s*script[-_]shell\s*=\s*(?P<value>.*?)\s*$", re.MULTILINE)
 VARIABLE = re.compile(r"\$\{([^}]+)\}")
 MAX_BYTES = 1 << 20
@@ -19,14 +21,14 @@ def read_script_shell(directory: str) -> str | None:
     It is that of the nearest `.npmrc` beside a `package.json`: the package's own, or that of the workspace around it. What
     somebody has set for himself alone (`~/.npmrc`) is left out, for `package.json` is everybody's.
     """
-    while True:
-        if os.path.lexists(os.path.join(directory, "package.json")):
-            value = _setting(os.path.join(directory, ".npmrc"))
-            if value:
-                return value
-        child, directory = directory, os.path.dirname(directory)
-        if directory in {child, os.path.expanduser("~")}:
-            return None
+    home = os.path.expanduser("~")
+    for place in upwards(directory):
+        if place == home != directory:
+            break
+        is_package = os.path.lexists(os.path.join(place, "package.json"))
+        if is_package and (value := _setting(os.path.join(place, ".npmrc"))):
+            return value
+    return None
 
 
 def _setting(path: str) -> str | None:

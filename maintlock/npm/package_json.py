@@ -13,6 +13,7 @@ import stat
 from maintlock import wholefile
 from maintlock.errors import RefusedError, UnavailableError, UsageError
 from maintlock.model import record
+from maintlock.paths import upwards
 from maintlock.redact import printable
 
 TYPE_CHECKING = False
@@ -25,6 +26,10 @@ MAX_BYTES = 16 << 20
 READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 BOM = "\ufeff"
 BLANKS = " \t\n\r"
+
+
+class NoPackageError(UsageError):
+    """There is no `package.json` here or above."""
 
 
 @record(frozen=True, kw_only=True)
@@ -63,21 +68,19 @@ def find(option: str | None, cwd: str) -> str:
     """Return the absolute path of the file named, else of the `package.json` that npm would take here.
 
     Raises:
-        UsageError: There is none.
+        NoPackageError: There is none.
     """
     if option is not None:
         path = os.path.join(cwd, option)
         if os.path.isdir(path):
             path = os.path.join(path, FILE_NAME)
         return os.path.normpath(path)
-    directory = cwd
-    while not os.path.lexists(candidate := os.path.join(directory, FILE_NAME)):
-        child, directory = directory, os.path.dirname(directory)
-        if directory == child:
-            raise UsageError(
-                f"no {FILE_NAME} in {printable(cwd)} or above; change to the project, or name it with --package-json FILE"
-            )
-    return candidate
+    for directory in upwards(cwd):
+        if os.path.lexists(candidate := os.path.join(directory, FILE_NAME)):
+            return candidate
+    raise NoPackageError(
+        f"no {FILE_NAME} in {printable(cwd)} or above; change to the project, or name it with --package-json FILE"
+    )
 
 
 def read(path: str) -> PackageJson:

@@ -110,11 +110,12 @@ def summary(found: Sequence[Row]) -> str:
     return f"{words}, {left_out} more {'look' if left_out != 1 else 'looks'} heavy" if left_out else words
 
 
-def command(package: PackageJson, names: Sequence[str]) -> str:
-    """Return the command line that guards scripts of a package."""
+def command(package: PackageJson, names: Sequence[str], *options: str) -> str:
+    """Return the command line that guards scripts of a package, or with `--undo` takes their guards off."""
     here = os.path.relpath(package.path)
     file = () if here == "package.json" else ("--package-json", here)
-    return printable(shlex.join(["maintlock", "guard", *file, *names]), 4000)
+    end = ("--",) if any(name.startswith("-") for name in names) else ()
+    return printable(shlex.join(["maintlock", "guard", *options, *file, *end, *names]), 4000)
 
 
 def _cells(row: Row) -> tuple[str, str, str, str, str]:

@@ -13,9 +13,9 @@ from maintlock.redact import printable
 MODE = 0o755
 TEXT = """\
 #!/bin/sh
-# Runs maintlock-wrap, which package.json calls through this file so that it can tell what is
-# wrong where maintlock is missing. Written by `maintlock guard --shim`; `maintlock guard --undo`
-# takes it away again. Commit it; do not edit it.
+# Runs maintlock-wrap. package.json calls it through this file, which says what is wrong where
+# maintlock is missing. Written by `maintlock guard --shim`; `maintlock guard --undo`
+# removes it. Commit it; do not edit it.
 #
 #   MAINTLOCK_OPTIONAL=1    without maintlock run the command unguarded, with a warning
 set -u
@@ -26,7 +26,7 @@ name=${npm_lifecycle_event:-this}
 if [ "${MAINTLOCK_OPTIONAL-}" != 1 ]; then
     printf '%s\\n' \\
         "maintlock: $name does not run without the lease of heavy jobs, but maintlock-wrap is not on PATH" \\
-        "maintlock:   install it: pipx install maintlock" \\
+        "maintlock:   install it, from a checkout of maintlock: pipx install ." \\
         "maintlock:   or, where nothing else heavy can run (CI), set MAINTLOCK_OPTIONAL=1 to run unguarded" >&2
     exit 127
 fi

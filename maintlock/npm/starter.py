@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import sys
 import tempfile
 from typing import TYPE_CHECKING
@@ -12,9 +13,9 @@ from typing import TYPE_CHECKING
 from maintlock import config, wholefile
 from maintlock.command import Command, working_directory
 from maintlock.errors import RefusedError, UsageError
-from maintlock.model import record
+from maintlock.model import record, replace
 from maintlock.names import task_from_npm
-from maintlock.npm import guarded, heaviness, package_json, scriptlist
+from maintlock.npm import guarded, heaviness, package_json, scriptlist, shelltext
 from maintlock.redact import printable
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from maintlock.npm.package_json import PackageJson
+    from maintlock.npm.scriptlist import Row
 
 HEAD = """\
 # maintlock: which heavy jobs there are, and when they are due.
@@ -33,18 +35,18 @@ HEAD = """\
 # history = "90d"             # how long history is kept
 
 # [lease.heavy-maintenance]
-# ttl = "6h"                  # from then on its holder counts as overdue; it is never robbed
+# ttl = "6h"                  # after that its holder is reported as overdue, but never evicted
 """
 
 NO_TASKS = """
 # No npm script here looks heavy. A task is written like this:
 #
 # [tasks.backup]
-# command = ["npm", "run", "--silent", "backup"]   # how maintlock orchestrate starts it
-# npm_script = "backup"                            # the npm script that is this task
-# interval = "1d"                                  # how often it is due; absent: never by itself
-# max_runtime = "2h"                               # stopped after that: TERM, a grace, KILL
-# match = "backup.mjs"                             # how it is recognised when it runs without the lease
+# command = ["node", "backup.mjs"]   # how maintlock orchestrate starts it
+# npm_script = "backup"              # the npm script that is this task
+# interval = "1d"                    # how often it is due; absent: never by itself
+# max_runtime = "2h"                 # stopped after that: TERM, a grace, KILL
+# match = "backup.mjs"               # how it is recognised when it runs without the lease
 """
 
 FIRST_TASK = {
@@ -81,14 +83,19 @@ TAIL = """
 
 
 BARE = re.compile(r"[A-Za-z0-9_-]+")
+# What is started without npm has neither its PATH (node_modules/.bin) nor a shell to expand words.
+ON_PATH = frozenset("node python python3 sh bash maintlock".split())
+EXPANDED = re.compile(r"[$`*?\[{~\\!]")
+TWICE = "if the script is guarded, each run is recorded twice"
 
 
 @record(frozen=True, kw_only=True)
 class Task:
-    """One task to write: its name, npm script, and how it is recognised where that is plain."""
+    """One task to write: its name, npm script, what that runs where it can do without npm, and how it is recognised."""
 
     name: str
     script: str
+    command: tuple[str, ...]
     match: str | None
 
 
@@ -101,28 +108,24 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(said: Namespace) -> int:
     """Run `maintlock init`, and return its exit code."""
-    package = _package(said.package_json)
-    directory = package.directory if package is not None else working_directory()
+    try:
+        package = package_json.read(package_json.find(said.package_json, working_directory()))
+    except package_json.NoPackageError as error:
+        if not said.show:
+            raise UsageError(f"{error}; without npm, begin with: maintlock init --print > {config.FILE_NAME}") from None
+        package = None
     found = tasks(package) if package is not None else []
     text = configuration(found)
     _check(text)
-    if said.show:
+    if package is None or said.show:
         sys.stdout.write(text)
         return 0
-    path = os.path.join(directory, config.FILE_NAME)
-    with wholefile.turn_in(directory):
+    path = os.path.join(package.directory, config.FILE_NAME)
+    with wholefile.turn_in(package.directory):
         _check_place(path, is_forced=said.force)
         wholefile.write(path, text.encode())
     _tell(path, found, package)
     return 0
-
-
-def _package(option: str | None) -> PackageJson | None:
-    try:
-        path = package_json.find(option, working_directory())
-    except UsageError:
-        return None  # a project without npm may have tasks too
-    return package_json.read(path)
 
 
 def tasks(package: PackageJson) -> list[Task]:
@@ -137,17 +140,26 @@ def tasks(package: PackageJson) -> list[Task]:
             continue
         match = heaviness.match_name(row.command)
         matches.append(match)
-        found[name] = Task(name=name, script=row.name, match=match)
-    return [task if matches.count(task.match) == 1 else _unmatched(task) for task in found.values()]
+        found[name] = Task(name=name, script=row.name, command=_without_npm(row, package), match=match)
+    return [task if matches.count(task.match) == 1 else replace(task, match=None) for task in found.values()]
 
 
-def _is_writable(script: str) -> bool:
-    """Tell whether a configuration can name that script: TOML has no halves of surrogate pairs."""
-    return bool(script) and "\0" not in script and not any("\ud800" <= c <= "\udfff" for c in script)
+def _without_npm(row: Row, package: PackageJson) -> tuple[str, ...]:
+    """Return the command that a script is without its guard, or nothing where only npm runs it as it is meant."""
+    has_around = any(f"{prefix}{row.name}" in package.scripts for prefix in ("pre", "post"))
+    try:
+        is_plain = shelltext.is_plain(row.command) and not EXPANDED.search(row.command)
+    except shelltext.UnfinishedError:
+        is_plain = False
+    if has_around or not is_plain or not _is_writable(row.command):
+        return ()
+    words = tuple(shlex.split(row.command))
+    return words if words[0] in ON_PATH else ()
 
 
-def _unmatched(task: Task) -> Task:
-    return Task(name=task.name, script=task.script, match=None)
+def _is_writable(text: str) -> bool:
+    """Tell whether a configuration can have that text: TOML has no halves of surrogate pairs."""
+    return bool(text) and "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def configuration(found: Sequence[Task]) -> str:
@@ -158,14 +170,16 @@ def configuration(found: Sequence[Task]) -> str:
 
 
 def _section(task: Task, *, is_first: bool) -> str:
+    command = task.command or ("npm", "run", "--silent", task.script)
     pairs = [
-        ("", "command", f'["npm", "run", "--silent", {_toml(task.script)}]'),
+        ("", "command", f"[{', '.join(map(_toml, command))}]"),
         ("", "npm_script", _toml(task.script)),
         ("# ", "interval", '"1d"'),
         ("# ", "max_runtime", '"2h"'),
         ("" if task.match else "# ", "match", _toml(task.match or "file.mjs")),
     ]
-    lines = [(f"{mark}{key} = {value}", FIRST_TASK[key] if is_first else "") for mark, key, value in pairs]
+    comments = (FIRST_TASK if is_first else {}) | ({} if task.command else {"command": TWICE})
+    lines = [(f"{mark}{key} = {value}", comments.get(key, "")) for mark, key, value in pairs]
     width = max(len(line) for line, _ in lines)
     name = task.name if BARE.fullmatch(task.name) else _toml(task.name)
     return f"\n[tasks.{name}]\n" + "".join(_commented(line, words, width) for line, words in lines)
@@ -203,31 +217,36 @@ def _check_place(path: str, *, is_forced: bool) -> None:
         raise RefusedError(f"{printable(path)}: is no regular file, and is not replaced; move it away")
 
 
-def _tell(path: str, found: Sequence[Task], package: PackageJson | None) -> None:
+def _tell(path: str, found: Sequence[Task], package: PackageJson) -> None:
     lines = [f"{os.path.relpath(path, working_directory())}: written, with {len(found)} task{'s' * (len(found) != 1)}"]
     lines += [f"  {task.name}: npm run {task.script}" for task in found]
     lines += _notes(path, found, package)
     sys.stdout.write("".join(f"{printable(line, 4000)}\n" for line in lines))
 
 
-def _notes(path: str, found: Sequence[Task], package: PackageJson | None) -> Iterable[str]:
+def _notes(path: str, found: Sequence[Task], package: PackageJson) -> Iterable[str]:
     above = config.find(None, {}, os.path.dirname(os.path.dirname(path)))
     if above is not None:
         yield f"note: it hides {above} from what runs here"
-    if package is not None:
-        unguarded = [t.script for t in found if guarded.found(package.scripts[t.script].raw) is None]
-        if unguarded:
-            yield f"next: {scriptlist.command(package, unguarded)}"
+    unguarded = [t.script for t in found if guarded.found(package.scripts[t.script].raw) is None]
+    if unguarded:
+        yield f"next: {scriptlist.command(package, unguarded)}"
 
 
 INIT = Command(
     description="""\
 Write a first maintlock.toml beside package.json, with a task for each npm script
-that is guarded already or looks heavy, and a word on every key. Nothing in it is
+that is guarded already or looks heavy, and a comment on every key. Nothing in it is
 due by itself until you give it an interval.""",
     epilog="""\
-exit codes: 0 done; 64 there is one already, or package.json is broken; 73 not
-written; 77 not yours to write""",
+Exit codes: 0 done; 64 there is one already, or no package.json, or a broken one;
+73 not written; 77 not yours to write.
+
+Examples
+  maintlock init
+  maintlock init --print
+  maintlock init --package-json packages/a
+""",
     add_arguments=add_arguments,
     run=run,
 )

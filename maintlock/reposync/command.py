@@ -169,13 +169,13 @@ REPO_SYNC = Command(
 Fetch repositories and fast-forward them, then run what that makes necessary.
 By hand, outside any job, it asks for the lease first, as the task that it is.""",
     epilog="""\
-each repository is one of: pulled, up-to-date, local-divergence, dirty,
-not-a-repository, no-upstream, failed
+Each repository is one of: pulled, up-to-date, local-divergence, dirty,
+not-a-repository, no-upstream, failed.
 
-exit codes: that of the task that failed after a pull; else 1 if a repository
-failed; else 0, also if some were skipped or the task stood back
+Exit codes: that of the task that failed after a pull; else 1 if a repository
+failed; else 0, also if some were skipped or the task stood back.
 
-examples:
+Examples
   maintlock repo-sync
   maintlock repo-sync ../repository --then kbSync
   maintlock repo-sync --json

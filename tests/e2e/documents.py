@@ -9,7 +9,9 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.support import BIN, ROOT, Lock
+from tests.support import BIN, PATIENCE_SECONDS, ROOT, Lock
+
+PAGE_SECONDS = 8 * PATIENCE_SECONDS  # all commands of a page, one after the other
 
 
 def blocks_of(text: str, language: str) -> list[str]:
@@ -47,5 +49,5 @@ def run(lock: Lock, *command: str, cwd: Path, env: Mapping[str, str] | None = No
     own = {"HOME": str(cwd), "npm_config_update_notifier": "false", "PATH": f"{BIN}:{os.environ['PATH']}"}
     return subprocess.run(
         command, cwd=cwd, env={**(lock.env() if env is None else env), **own}, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=90, start_new_session=True,
+        capture_output=True, text=True, timeout=PAGE_SECONDS, start_new_session=True,
     )  # fmt: skip

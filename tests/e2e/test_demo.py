@@ -14,7 +14,10 @@ import psutil
 import pytest
 
 from tests.e2e.project import tools_without
-from tests.support import BIN, ROOT, Lock, until
+from tests.support import BIN, PATIENCE_SECONDS, ROOT, Lock, until
+
+DEMO_SECONDS = 12 * PATIENCE_SECONDS  # it waits for a dozen things, for each of them as long as these tests would
+pytestmark = pytest.mark.timeout(DEMO_SECONDS + PATIENCE_SECONDS)
 
 DEMO = str(ROOT / "wrappers" / "demo.sh")
 # Whoever started these tests in the background has had them ignore Ctrl-C, and so would the demo.
@@ -58,7 +61,13 @@ def env(tmp_path: Path) -> dict[str, str]:
 def run(env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """Run the demo to its end."""
     return subprocess.run(
-        [DEMO], env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=90, start_new_session=True
+        [DEMO],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEMO_SECONDS,
+        start_new_session=True,
     )
 
 
@@ -139,7 +148,7 @@ def test_demo_is_interrupted(
     """After Ctrl-C or a TERM the demo ends what it has started, and removes what it has made."""
     env["PATH"] = f"{BIN}:{tools_without(tmp_path / 'tools', 'npm', 'node')}"
     demo = lock.start("-c", WITH_CTRL_C, DEMO, program=sys.executable, env=env, start_new_session=True)
-    demo.until_line(scene)
+    demo.until_line(scene, seconds=DEMO_SECONDS)
 
     os.killpg(demo.pid, number)
 

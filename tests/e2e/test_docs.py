@@ -11,12 +11,16 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from maintlock.checkup.table import CHECKS
 from maintlock.cli import COMMANDS
 from maintlock.options import HOLD_UNTIL
 from maintlock.show import EXIT_CODES
-from tests.e2e.documents import blocks_of, broken_links, copied_checkout, run
-from tests.support import MAINTLOCK, ROOT, Lock, lock_in, until
+from tests.e2e.documents import PAGE_SECONDS, blocks_of, broken_links, copied_checkout, run
+from tests.support import MAINTLOCK, PATIENCE_SECONDS, ROOT, Lock, lock_in, until
+
+pytestmark = pytest.mark.timeout(PAGE_SECONDS + PATIENCE_SECONDS)
 
 PAGE = ROOT / "docs" / "operations.md"
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -161,7 +165,9 @@ def test_services_are_what_systemd_and_launchd_take(tmp_path: Path) -> None:
     path = tmp_path / "maintlock.service"
     path.write_text(unit.replace("%h/.local/bin/maintlock", MAINTLOCK).replace("%h/neo", "/"), encoding="utf-8")
     env = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path), "SYSTEMD_LOG_LEVEL": "warning"}
-    done = subprocess.run([checker, "--user", "verify", str(path)], env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [checker, "--user", "verify", str(path)], env=env, capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
     assert (done.returncode, "maintlock.service" in done.stderr) == (0, False), done.stderr
 
 

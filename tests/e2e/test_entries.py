@@ -90,3 +90,4 @@ def test_entry_without_the_wrapper(project: Project) -> None:
 
     assert (refused.returncode, refused.stdout) == (127, "")
     assert "ai:sync-kb does not run without the lease" in refused.stderr
+    assert "from a checkout of maintlock: pipx install ." in refused.stderr

@@ -16,13 +16,15 @@ import pytest
 
 from maintlock import outside
 from maintlock.settings import TaskSettings
+from tests.e2e.documents import blocks_of
 from tests.e2e.project import FILES, TASKS, Project, tools_without
 from tests.protocol import PROBES, is_locked, kill, places, until_gone, until_queued
-from tests.support import BIN, MAINTLOCK, ROOT, WRAP, Lock, Running, until
+from tests.support import BIN, MAINTLOCK, PATIENCE_SECONDS, ROOT, WRAP, Lock, Running, until
 from tests.terminal import CTRL_C, shell_on_terminal
 
 GUARD = ROOT / "wrappers" / "node" / "guard.mjs"
 LEASE = ROOT / "wrappers" / "node" / "lease.mjs"
+PAGE = (ROOT / "docs" / "node.md").read_text(encoding="utf-8")
 CLIENT = PROBES / "node_client.mjs"
 SAY_ALL = """
 import { text } from 'node:stream/consumers';
@@ -61,7 +63,9 @@ def script(tmp_path: Path, node: str) -> Scripts:
 def run(lock: Lock, *argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a program in a session of its own to its end."""
     options = {"env": lock.env(), "stdin": subprocess.DEVNULL, "cwd": lock.directory.parent, **options}
-    return subprocess.run(argv, capture_output=True, text=True, timeout=60, start_new_session=True, **options)
+    return subprocess.run(
+        argv, capture_output=True, text=True, timeout=PATIENCE_SECONDS, start_new_session=True, **options
+    )
 
 
 def start(lock: Lock, program: str, *words: str, **options: Any) -> Running:
@@ -408,6 +412,7 @@ def test_without_maintlock_it_does_not_run(lock: Lock, script: Scripts, node: st
 
     assert (refused.returncode, refused.stdout) == (127, "")
     assert "backup does not run without the lease of heavy jobs, but maintlock-wrap is not on PATH" in refused.stderr
+    assert "install it, from a checkout of maintlock: pipx install ." in refused.stderr
     assert (unguarded.returncode, unguarded.stdout) == (0, "ran unguarded undefined\n")
     assert "backup runs unguarded" in unguarded.stderr
 
@@ -769,7 +774,12 @@ def test_the_configured_lease_is_taken(lock: Lock, node: str, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("task", "options", "code", "says"),
     [
-        ("dream", {"command": "no-such-maintlock"}, 127, "no-such-maintlock was not found; install it"),
+        (
+            "dream",
+            {"command": "no-such-maintlock"},
+            127,
+            "no-such-maintlock was not found; install it, from a checkout",
+        ),
         ("not a task", {}, 64, "--task 'not a task': expected"),
         ("dream", {"stateDir": "/proc/none"}, 73, "/proc/none"),
     ],
@@ -779,7 +789,7 @@ def test_no_lease_to_be_had(lock: Lock, node: str, task: str, options: dict[str,
     error = Client(lock, node, task, **options).error()
 
     assert (error["name"], error["exitCode"]) == ("LeaseUnavailable", code)
-    assert says in error["message"] and "maintlock: " not in error["message"]
+    assert says in error["message"] and not error["message"].startswith("maintlock: ")
 
 
 def test_inside_a_job_it_joins(lock: Lock, node: str) -> None:
@@ -796,7 +806,7 @@ def test_inside_a_job_it_joins(lock: Lock, node: str) -> None:
 
 def test_the_documented_example(lock: Lock, node: str, tmp_path: Path) -> None:
     """The example in docs/node.md works as it stands, and tells who is in its way."""
-    guard, daemon = re.findall(r"^```js\n(.*?)^```$", (ROOT / "docs" / "node.md").read_text(), re.MULTILINE | re.DOTALL)
+    guard, daemon = blocks_of(PAGE, "js")
     shutil.copytree(GUARD.parent, tmp_path / "maintlock")
     (tmp_path / "daemon.mjs").write_text(daemon, encoding="utf-8")
     (tmp_path / "backup.mjs").write_text(guard + SAY_GRANT, encoding="utf-8")
@@ -807,3 +817,23 @@ def test_the_documented_example(lock: Lock, node: str, tmp_path: Path) -> None:
     held = daemon.replace("{ wait: '10m' }", "{}")
     (tmp_path / "daemon.mjs").write_text(held, encoding="utf-8")
     assert "held by backup (owner " in run(lock, node, "daemon.mjs").stdout
+
+
+def test_types_as_documented(tmp_path: Path) -> None:
+    """The declaration in docs/node.md covers the guard that is imported there, and TypeScript, where there is one, takes both
+    modules with it, without flags.
+    """
+    code, (declared,) = "".join(blocks_of(PAGE, "js")), blocks_of(PAGE, "ts")
+    (imported,) = re.findall(r"^import '(.*guard\.mjs.*)';$", code, re.MULTILINE)
+    (before, after) = re.findall(r"^declare module '(.*)\*(.*)';$", declared, re.MULTILINE)[0]
+    assert imported.startswith(before) and imported.endswith(after) and "?task=" in after
+
+    compiler = shutil.which("tsc")
+    if compiler is None:
+        return
+    shutil.copytree(GUARD.parent, tmp_path / "maintlock")
+    for name, text in {"package.json": '{"type": "module"}', "guard.d.ts": declared, "program.ts": code}.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    words = "--noEmit --strict --module nodenext --target es2022 guard.d.ts program.ts".split()
+    done = subprocess.run([compiler, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from maintlock import __version__
 from tests.e2e.project import Project, tools_without
 from tests.support import BIN, ROOT
 
@@ -167,6 +168,58 @@ def test_broken_configuration(project: Project, broken: str) -> None:
     assert str(project.directory / "maintlock.toml") in heavy.stderr
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        'npm_script = "he\\u0061vy"',
+        'npm_script = "\\U00000068eavy"',
+        'npm_script = """\nheavy"""',
+        "npm_script = '''\nheavy'''",
+        'npm_script = """hea\\\n   vy"""',
+        '"npm_scrip\\u0074" = "heavy"',
+    ],
+    ids=["escape", "long escape", "after a newline", "literal", "continued", "escaped key"],
+)
+def test_other_spellings(project: Project, line: str) -> None:
+    """A name that the shell cannot read plainly is read by maintlock, and no other script is guarded for it."""
+    project.configure(f"[tasks.heavyWork]\n{line}\n")
+    project.set_scripts(preheavy="true", postheavy="true")
+
+    assert [said(project, name)[0].get("task") for name in ("heavy", "light")] == ["heavyWork", None]
+
+
+@pytest.mark.parametrize("missing", ["a valid file", "maintlock"])
+def test_what_nobody_can_read(project: Project, missing: str) -> None:
+    """Where maintlock cannot read the name either, the script runs unguarded and says so."""
+    project.configure('[tasks.heavyWork]\nnpm_script = "he\\u0061vy"\n' + "[" * (missing == "a valid file"))
+    project.set_scripts(heavy="echo ran", preheavy="true", postheavy="true")
+    path = tools_without(project.top / "tools", "maintlock") if missing == "maintlock" else project.env()["PATH"]
+
+    done = project.npm("--silent", "heavy", env=project.env(PATH=path))
+
+    assert (done.returncode, done.stdout) == (0, "ran\n")
+    assert f"cannot tell whether {project.directory / 'maintlock.toml'} names heavy: it runs unguarded" in done.stderr
+
+
+def test_plain_configurations_are_read_by_the_shell_alone(project: Project) -> None:
+    """Where the configuration is plain no program of ours is started for a script that it does not name."""
+    project.configure('[tasks]\na = { npm_script = "heavy", env = { X = "1" } }\n"b.c".npm_script = \'it\'\n')
+    (project.top / "bin").mkdir()
+    (project.top / "bin" / "maintlock").symlink_to("/bin/false")
+
+    done = project.npm("--silent", "light", env=project.env(PATH=f"{project.top / 'bin'}:{project.env()['PATH']}"))
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_it_explains_itself(project: Project) -> None:
+    """With --help it tells what to write where, with --version which version it is of."""
+    told, version = project.run(str(NPM_SHELL), "--help"), project.run(str(NPM_SHELL), "--version")
+    assert (told.returncode, told.stderr) == (0, "")
+    assert "\n  script-shell=maintlock-npm-shell\n" in told.stdout
+    assert (version.returncode, version.stdout) == (0, f"maintlock {__version__}\n")
+
+
 def test_unreadable_configuration(project: Project) -> None:
     """A configuration that cannot be read at all stops no script, and is told."""
     (project.directory / "maintlock.toml").unlink()
@@ -213,7 +266,10 @@ def test_wrap_is_missing(project: Project) -> None:
 
     assert (other.returncode, other.stdout, other.stderr) == (0, "ran\n", "")
     assert (heavy.returncode, heavy.stdout) == (127, "")
-    assert "maintlock-wrap is not on PATH" in heavy.stderr and "pipx install maintlock" in heavy.stderr
+    assert (
+        "maintlock-wrap is not on PATH" in heavy.stderr
+        and "from a checkout of maintlock: pipx install ." in heavy.stderr
+    )
 
 
 def test_wrap_is_found_beside_the_shell(project: Project) -> None:

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.documents import blocks_of, broken_links, copied_checkout, run
-from tests.support import BIN, ROOT, Lock
+from tests.e2e.documents import PAGE_SECONDS, blocks_of, broken_links, copied_checkout, run
+from tests.support import BIN, PATIENCE_SECONDS, ROOT, Lock
+
+pytestmark = pytest.mark.timeout(PAGE_SECONDS + PATIENCE_SECONDS)
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 NOT_RUN = ["make demo", "make test"]  # one in test_demo.py, the other here and now

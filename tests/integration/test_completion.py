@@ -11,7 +11,7 @@ import pytest
 
 from maintlock.cli import COMMANDS, PROGRAMS
 from maintlock.completion import SHELLS
-from tests.support import MAINTLOCK, Lock
+from tests.support import MAINTLOCK, PATIENCE_SECONDS, Lock
 
 CONFIG = """
 [tasks.kbSync]
@@ -38,7 +38,9 @@ def project(tmp_path: Path) -> Path:
 
 def script(lock: Lock, shell: str) -> str:
     """Return what is printed for a shell."""
-    done = subprocess.run([MAINTLOCK, "completion", shell], env=lock.env(), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [MAINTLOCK, "completion", shell], env=lock.env(), capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
@@ -47,7 +49,9 @@ def script(lock: Lock, shell: str) -> str:
 def bash_script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give the script for bash in a file."""
     path = tmp_path_factory.mktemp("completion") / "maintlock.bash"
-    done = subprocess.run([MAINTLOCK, "completion", "bash"], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [MAINTLOCK, "completion", "bash"], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=True
+    )
     path.write_text(done.stdout, encoding="utf-8")
     return path
 
@@ -62,7 +66,7 @@ def completed(lock: Lock, project: Path, bash_script: Path) -> Completed:
     def complete(*words: str) -> list[str]:
         done = subprocess.run(
             ["bash", "--norc", "-c", COMPLETE, bash_script, *words], cwd=project, env=lock.env(), capture_output=True,
-            text=True, timeout=60,
+            text=True, timeout=PATIENCE_SECONDS,
         )  # fmt: skip
         assert (done.returncode, done.stderr) == (0, "")
         return list(dict.fromkeys(done.stdout.split()))  # PATH may name a directory twice
@@ -129,7 +133,7 @@ def test_it_completes_in_a_shell_that_uses_it(lock: Lock, project: Path) -> None
     """The script registers itself for both programs."""
     done = subprocess.run(
         ["bash", "--norc", "-c", 'eval "$(maintlock completion bash)"; complete -p maintlock maintlock-wrap'],
-        cwd=project, env=lock.env(), capture_output=True, text=True, timeout=60,
+        cwd=project, env=lock.env(), capture_output=True, text=True, timeout=PATIENCE_SECONDS,
     )  # fmt: skip
     assert done.stdout.splitlines() == [
         "complete -o filenames -F _maintlock maintlock",
@@ -143,14 +147,26 @@ def test_the_script_is_one(lock: Lock, shell: str, tmp_path: Path, require: Call
     path = require(shell)
     (tmp_path / "script").write_text(script(lock, shell), encoding="utf-8")
 
-    done = subprocess.run([path, "-n", tmp_path / "script"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([path, "-n", tmp_path / "script"], capture_output=True, text=True, timeout=PATIENCE_SECONDS)
 
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-def test_an_unknown_shell_is_refused(lock: Lock) -> None:
-    """Another shell is a usage error that names those that there are."""
-    done = subprocess.run([MAINTLOCK, "completion", "tcsh"], env=lock.env(), capture_output=True, text=True, timeout=60)
+@pytest.mark.parametrize("words", [["ksh"], [], ["bash", "zsh"]], ids=" ".join)
+def test_an_unknown_shell_is_refused(lock: Lock, words: list[str]) -> None:
+    """Another shell, or none, is a usage error that names those that there are, and nothing else."""
+    done = subprocess.run(
+        [MAINTLOCK, "completion", *words], env=lock.env(), capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
 
-    assert done.returncode == os.EX_USAGE
-    assert "bash" in done.stderr
+    assert (done.returncode, done.stdout) == (os.EX_USAGE, "")
+    assert len(words) > 1 or all(shell in done.stderr for shell in SHELLS)
+    assert "tasks" not in done.stderr
+
+
+def test_names_of_the_configuration(lock: Lock, project: Path) -> None:
+    """What completion and npm's shell ask for: the names of the tasks, and the npm scripts that are tasks."""
+    for what, names in {"tasks": "kbSync\nbackup\n", "npm-scripts": "ai:sync-kb\n"}.items():
+        words = [MAINTLOCK, "completion", "--names", what]
+        told = subprocess.run(words, cwd=project, env=lock.env(), capture_output=True, text=True)
+        assert (told.returncode, told.stdout) == (0, names)

@@ -110,7 +110,6 @@ def test_guarding_changes_that_script_alone(package: Package) -> None:
     expected = PACKAGE.replace('"node ./ai/syncKnowledgeBase.mjs"', f'"{SYNC_GUARDED}"')
     assert package.contents() == {"package.json": expected.encode()}
     assert told.splitlines()[0] == "ai:sync-kb: guarded, as task kbSync"
-    assert "maintlock guard --undo" in told
 
 
 def test_compound_scripts_are_guarded_whole(package: Package) -> None:
@@ -132,7 +131,65 @@ def test_undo_restores_every_byte(package: Package) -> None:
 
     assert package.contents() == {"package.json": PACKAGE.encode()}
     assert "ai:backup: restored\n" in told
-    assert "ai:dream: is guarded by hand, not by maintlock guard; edit it yourself\n" in told
+    assert "ai:dream: is guarded by hand, not by maintlock guard; it stays as it is\n" in told
+
+
+def test_undo_leaves_what_guard_does_not_write(package: Package) -> None:
+    """Guards in another form than `guard`'s own are somebody's own: undo without names leaves them, by name refuses."""
+    by_hand = {
+        "a3": "maintlock run -t a3 -- node a.mjs",
+        "a5": "maintlock-wrap -t a5 -w 10m -- sh -c 'node a.mjs && node b.mjs'",
+        "a6": "maintlock-wrap --task=a6 -- node a.mjs",
+        "a7": "maintlock-wrap -- node a.mjs",
+    }
+    text = json.dumps({"scripts": {**by_hand, "b": "node b.mjs"}})
+    package.write(text)
+    package.told("b")
+
+    told = package.told("--undo")
+
+    assert package.file.read_text(encoding="utf-8") == text
+    assert [line.split(":")[0] for line in told.splitlines() if "it stays as it is" in line] == list(by_hand)
+    for name in by_hand:
+        assert f"{name}: is guarded by hand, not by maintlock guard; edit it yourself" in package.refused(
+            "--undo", name
+        )
+
+
+def test_the_way_back_names_what_was_guarded(package: Package, tmp_path: Path) -> None:
+    """The command that takes it back, printed after guarding, restores these scripts and touches no other guard."""
+    package.told("ai:sync-kb=kbSync")
+    before = package.contents()
+    for words, options in (
+        (["nightly", "odd name=x"], {}),
+        (["nightly", "--package-json", "project"], {"cwd": tmp_path}),
+    ):
+        told = package.told(*words, **options)
+        (line,) = [line for line in told.splitlines() if line.startswith("to take it back: ")]
+        command = line.removeprefix("to take it back: maintlock ")
+
+        done = subprocess.run(["sh", "-c", f"{support.MAINTLOCK} {command}"], **{"cwd": package.directory, **options})
+
+        assert done.returncode == 0
+        assert package.contents() == before
+
+
+def test_undo_takes_what_guard_takes(package: Package) -> None:
+    """A script may be named with its task, as it was guarded; another task than its own is refused."""
+    package.told("ai:sync-kb=kbSync")
+    assert "is guarded as task kbSync, not other" in package.refused("--undo", "ai:sync-kb=other")
+    assert package.told("--undo", "ai:sync-kb=kbSync") == "ai:sync-kb: restored\n"
+
+
+def test_names_that_begin_with_a_dash(package: Package) -> None:
+    """Behind `--` a script may have any name, before it options and names may be mixed."""
+    text = '{"scripts": {"-dash": "node d.mjs", "--undo": "node u.mjs", "a": "node a.mjs"}}'
+    package.write(text)
+    told = package.told("a", "--shim", "--", "-dash", "--undo=undo")
+    assert "to take it back: maintlock guard --undo -- a -dash --undo\n" in told
+    assert all(script.startswith("sh .maintlock/wrap -t ") for script in package.scripts().values())
+    package.told("--undo", "--", "a", "-dash", "--undo")
+    assert package.file.read_text(encoding="utf-8") == text
 
 
 def test_guarding_twice_changes_nothing(package: Package) -> None:
@@ -145,6 +202,7 @@ def test_guarding_twice_changes_nothing(package: Package) -> None:
     assert told == "ai:sync-kb: guarded already, as task kbSync\nai:dream: guarded already by hand, as task dream\n"
     assert package.contents() == before
     assert package.told("--undo", "nightly") == "nightly: is not guarded\n"
+    assert "as task kbSync; first: maintlock guard --undo ai:sync-kb\n" in package.refused("ai:sync-kb=other")
 
 
 def test_nothing_to_undo(package: Package) -> None:
@@ -213,16 +271,19 @@ def test_file_keeps_mode_and_link(package: Package, tmp_path: Path) -> None:
         (["zzz"], "has no script 'zzz'; see: maintlock guard --list"),
         (["ai:sync-kb", "zzz"], "has no script 'zzz'"),
         (["--undo", "zzz"], "has no script 'zzz'"),
+        (["-dash"], "unrecognized arguments: -dash"),
+        (["--", "-dash"], "has no script '-dash'"),
         (["ai:sync-kb=a b"], "'a b' is no task's name: expected"),
         (["ai:sync-kb="], "'' is no task's name: expected"),
         (["ai:sync-kb=a", "ai:sync-kb=b"], "ai:sync-kb: asked for twice, as different tasks"),
         (["ai:sync-kb=a", "nightly=a"], "nightly: task a would be two scripts, ai:sync-kb and nightly"),
         (["nightly=dream"], "nightly: task dream would be two scripts, ai:dream and nightly"),
-        (["ai:dream=other"], "ai:dream: is guarded already, as task dream"),
+        (["ai:dream=other"], "ai:dream: is guarded already, as task dream; edit it yourself"),
         (["prepare"], "prepare: npm runs it by itself (install, pack, publish, version)"),
         (["none"], "none: is empty"),
         (["greet"], "greet: uses $1, which npm leaves empty; put it into a file of its own"),
         (["--undo", "ai:dream"], "ai:dream: is guarded by hand, not by maintlock guard; edit it yourself"),
+        (["--undo", "ai:dream=other"], "ai:dream: is guarded by hand, not by maintlock guard; edit it yourself"),
         (["--undo", "--shim"], "not allowed with"),
         (["--json", "nightly"], "--json goes with --list"),
         (["--package-json", "nowhere.json", "a"], "nowhere.json: no such file"),
@@ -476,10 +537,24 @@ def test_list_keeps_secrets_and_terminals_safe(package: Package) -> None:
 @pytest.mark.parametrize(
     ("name", "script", "is_heavy"),
     [
-        ("ai:run-sandman", "node x", True),
-        ("ai:summarize-sessions", "node x", True),
-        ("ai:sync-github-workflow", "node x", True),
-        ("primary-dev-sync", "node x", True),
+        *[
+            (name, "node x", True)
+            for name in (
+                *(
+                    "ai:run-sandman",
+                    "ai:dream",
+                    "dream",
+                    "ai:summarize",
+                    "ai:summarize-sessions",
+                    "summary",
+                    "ai:sync-kb",
+                ),
+                *("kbSync", "ai:backup", "ai:sync-github-workflow", "ai:primary-dev-sync", "primaryDevSync"),
+                *("ai:golden-path", "goldenPath"),
+            )
+        ],
+        ("x", "node buildScripts/ai/goldenPath.mjs", True),
+        ("update-golden", "node x", False),
         ("build:kb", "node x", True),
         ("db", "pg_dump x > y", True),
         ("dedupe", "node ./build/reindexAll.js", True),

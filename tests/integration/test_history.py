@@ -139,6 +139,8 @@ def test_selection(lock: Lock) -> None:
     assert tasks("--limit", "3") == ["a", "c", "c"]
     assert tasks("--limit", "0") == []
     assert tasks("--lease", "other") == ["c", "c"]
+    for selection in ("--task=nosuch", "--event=collision", "--since=1ms", "--lease=typo", "--limit=0"):
+        assert show(lock, selection) == "no event matches\n"
     assert tasks("--since", "1h") == tasks()
     assert tasks("--since", "0s") == []
     ats = [json.loads(text)["at"] for text in show(lock, "--json").splitlines()]

@@ -63,9 +63,59 @@ def test_configuration_from_scripts(place: Path) -> None:
         'odd "name"\\\x7fé backup': ("odd--name-----backup", None),
     }
     assert {task.interval for task in found.tasks.values()} == {0.0}
-    assert found.tasks["dream"].command == ("npm", "run", "--silent", "ai:dream")
     assert done.stdout.startswith("maintlock.toml: written, with 5 tasks\n")
     assert "next: maintlock guard ai:sync-kb ai:backup ai:backup-full 'odd " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "command"),
+    [
+        ("node ./ai/backup.mjs --full", ("node", "./ai/backup.mjs", "--full")),
+        ("maintlock-wrap -t backup -- node backup.mjs", ("node", "backup.mjs")),
+        ("maintlock-wrap -t backup -w 10m -- node 'a b.mjs'", ("node", "a b.mjs")),
+        ("maintlock-wrap -t backup -- maintlock repo-sync", ("maintlock", "repo-sync")),
+        ("cd out && node ../backup.mjs", ()),
+        ("maintlock-wrap -t backup -- sh -c 'cd out && node ../backup.mjs \"$@\"' sh", ()),
+        ("X=1 node backup.mjs", ()),
+        ("node $SCRIPT", ()),
+        ("node *.mjs", ()),
+        ("tsx backup.ts", ()),
+        ("backup", ()),
+        ("node 'backup", ()),
+    ],
+)
+def test_commands_without_npm(place: Path, script: str, command: tuple[str, ...]) -> None:
+    """A task runs what its script runs, without the guard, which would join and have the run on record twice; where only
+    npm can run it, it does, and a comment says that.
+    """
+    (place / "package.json").write_text(json.dumps({"scripts": {"ai:backup": script}}), encoding="utf-8")
+    init(place)
+    (task,) = config.load(str(place / "maintlock.toml")).tasks.values()
+    assert task.command == (command or ("npm", "run", "--silent", "ai:backup"))
+    assert ("recorded twice" in (place / "maintlock.toml").read_text(encoding="utf-8")) is (not command)
+
+
+def test_scripts_around_are_not_lost(place: Path) -> None:
+    """A script with a pre script is run by npm, which runs both."""
+    scripts = {"ai:backup": "node backup.mjs", "preai:backup": "mkdir -p out"}
+    (place / "package.json").write_text(json.dumps({"scripts": scripts}), encoding="utf-8")
+    init(place)
+    assert '["npm", "run", "--silent", "ai:backup"]' in (place / "maintlock.toml").read_text(encoding="utf-8")
+
+
+def test_a_scheduled_run_is_on_record_once(place: Path, lock: support.Lock) -> None:
+    """What is scheduled by the configuration that init writes for a guarded script is one run, not one inside another."""
+    (place / "backup.py").write_text("print('done')", encoding="utf-8")
+    script = "maintlock-wrap -t backup -- python3 backup.py"
+    (place / "package.json").write_text(json.dumps({"scripts": {"ai:backup": script}}), encoding="utf-8")
+    init(place)
+    path = place / "maintlock.toml"
+    path.write_text(path.read_text(encoding="utf-8").replace("# interval", "interval"), encoding="utf-8")
+
+    subprocess.run([support.MAINTLOCK, "orchestrate", "--once"], cwd=place, env=lock.env(), check=True)
+    support.until(lambda: lock.history(event="released"), "the end of the run")
+
+    assert [(row["event"], row["task"]) for row in lock.history()] == [("acquired", "backup"), ("released", "backup")]
 
 
 def test_what_init_writes_is_what_guard_uses(place: Path) -> None:
@@ -155,11 +205,16 @@ def test_the_file_can_be_trusted_whatever_the_umask(place: Path) -> None:
 
 
 def test_without_npm(tmp_path: Path) -> None:
-    """A project without `package.json` gets a configuration without tasks, with an example of one."""
+    """Without a `package.json` nothing is written: it may be the wrong directory. What is printed has an example of a task."""
     done = init(tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stdout) == (64, "")
+    assert f"no package.json in {tmp_path} or above" in done.stderr and "maintlock init --print >" in done.stderr
+    assert os.listdir(tmp_path) == []
+
+    printed = init(tmp_path, "--print").stdout
+    (tmp_path / "maintlock.toml").write_text(printed, encoding="utf-8")
     assert not config.load(str(tmp_path / "maintlock.toml")).tasks
-    assert "# [tasks.backup]" in (tmp_path / "maintlock.toml").read_text(encoding="utf-8")
+    assert "# [tasks.backup]" in printed
 
 
 def test_broken_package(place: Path) -> None:

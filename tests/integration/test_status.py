@@ -311,6 +311,18 @@ def test_another_lease(lock: Lock) -> None:
     assert json.loads(show(lock, "status", "--json", "--lease", "other").stdout)["holder"]["lease"] == "other"
 
 
+def test_a_lease_that_does_not_exist(lock: Lock, tmp_path: Path) -> None:
+    """A lease that was never used and is not configured is free, and its name perhaps mistyped: that is said on stderr."""
+    config = tmp_path / "maintlock.toml"
+    config.write_text('[tasks.train]\nlease = "gpu"\n', encoding="utf-8")
+    for form in ((), ("--json",), ("--exit-code",)):
+        done = show(lock, "status", *form, "--lease", "typo", "--config", str(config))
+        assert (done.returncode, "free" in done.stdout) == (0, True)
+        assert done.stderr == "maintlock: no lease named typo is configured, or was ever used here\n"
+    for lease in ("gpu", "heavy-maintenance"):
+        assert show(lock, "status", "--lease", lease, "--config", str(config)).stderr == ""
+
+
 def test_without_proc(lock: Lock) -> None:
     """Without /proc a living holder is held, a lock file that was never made free, and the rest unknown."""
     status = [sys.executable, "-c", WITHOUT_PROC.format("cli"), "status", "--json"]

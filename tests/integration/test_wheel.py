@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from maintlock.completion import SHELLS
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 PROGRAMS = ("maintlock", "maintlock-wrap", "maintlock-exporter")
 START_FILES = ("maintlock", "maintlock-wrap")
-ENTRIES = {path.name for path in (CHECKOUT / "wrappers" / "bin").iterdir()} - set(START_FILES)
+ENTRIES = {path.name for path in (CHECKOUT / "wrappers" / "bin").iterdir()}
 WHERE = (
     "import pathlib, maintlock, maintlock_exporter as exporter;"
     "print(*(p for m in (maintlock, exporter) for p in [pathlib.Path(m.__file__).parent]), sep='\\n')"
@@ -117,6 +119,14 @@ def test_npm_shell_is_a_shell(installed: Installation) -> None:
     assert (told.returncode, told.stdout, told.stderr) == (3, "out\n", "")
 
 
+def test_completion_comes_with_the_wheel(installed: Installation) -> None:
+    """What the scripts for the shells are made of is in the wheel, too."""
+    for shell in SHELLS:
+        told = installed.run("maintlock", "completion", shell)
+        assert (told.returncode, told.stderr) == (0, "")
+        assert "should-yield" in told.stdout
+
+
 @pytest.mark.parametrize("program", START_FILES)
 @pytest.mark.parametrize("kind", ["installed", "editable"])
 def test_start_files_are_ours(request: pytest.FixtureRequest, kind: str, program: str) -> None:
@@ -125,7 +135,7 @@ def test_start_files_are_ours(request: pytest.FixtureRequest, kind: str, program
     first, rest = (prefix / "bin" / program).read_bytes().split(b"\n", 1)
 
     assert first == f"#!{prefix}/bin/python".encode()
-    assert rest == (CHECKOUT / "wrappers" / "bin" / program).read_bytes().split(b"\n", 1)[1]
+    assert rest == (CHECKOUT / "wrappers" / "start" / program).read_bytes().split(b"\n", 1)[1]
 
 
 def test_packages_come_from_the_wheel(installed: Installation) -> None:

@@ -232,6 +232,7 @@ def test_a_fault_of_ours(lock: Headless, ran: Path, fault: str) -> None:
     """An error that nobody foresaw leaves 70 with one line and no traceback, and the job is not run (R9)."""
     code, _, err = lock.patched(FAULTS[fault], "-t", "x", "--", "touch", str(ran)).end()
     assert code == 70
+    assert "please report it, with the command and what maintlock doctor --json prints" in err
     assert err.startswith("maintlock: internal error: ") and "Traceback" not in err and "\x1b" not in err
     assert err.count("\n") == 1
     assert not ran.exists()

@@ -129,7 +129,7 @@ function withoutMaintlock(name) {
   const why = process.platform === 'win32' ? 'Windows has no flock(2), which it is made of' : 'maintlock-wrap is not on PATH';
   if (process.env.MAINTLOCK_OPTIONAL !== '1') {
     fail(NOT_FOUND, `${name} does not run without the lease of heavy jobs, but ${why}`,
-      ...(process.platform === 'win32' ? [] : ['  install it: pipx install maintlock']),
+      ...(process.platform === 'win32' ? [] : ['  install it, from a checkout of maintlock: pipx install .']),
       '  or, where nothing else heavy can run (CI), set MAINTLOCK_OPTIONAL=1 to run unguarded');
   }
   say(`warning: ${why} and MAINTLOCK_OPTIONAL=1: ${name} runs unguarded`);

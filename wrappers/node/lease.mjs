@@ -153,7 +153,7 @@ class Helper {
     const ended = await this.ended;
     if (this.process.pid === undefined) {
       const [how, code] = this.error?.code === 'ENOENT'
-        ? ['was not found; install it: pipx install maintlock', NOT_FOUND]
+        ? ['was not found; install it, from a checkout of maintlock: pipx install .', NOT_FOUND]
         : [ended, UNAVAILABLE];
       return new LeaseUnavailable(`no lease without maintlock, and ${this.process.spawnfile} ${how}`, code, { cause: this.error });
     }
