@@ -38,8 +38,8 @@ Fence = tuple[int, str | None]
 
 TASKS = (
     "SELECT task, registered_at, last_run_at, last_run, last_run_seconds, last_outcome, last_ended_at, last_success_at,"
-    " last_success_started_at, consecutive_deferrals, deferred_since, last_deferred_at, blocked_by, reason_code"
-    " FROM tasks WHERE lease = ?"
+    " last_success_started_at, consecutive_deferrals, deferred_since, last_deferred_at, blocked_by, reason_code,"
+    " last_failed_at FROM tasks WHERE lease = ?"
 )
 COLLISIONS = "SELECT kind, id, since, detail FROM collisions WHERE lease = ?"
 GRANTS = "SELECT lease_id, fence, task, source, reason, pid FROM open_grants WHERE lease = ?"
@@ -51,7 +51,7 @@ INSERT_EVENT = (
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 ADD = "INSERT INTO counters VALUES (?, ?, ?) ON CONFLICT (name, labels) DO UPDATE SET value = value + excluded.value"
-PUT_TASK = "INSERT OR REPLACE INTO tasks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+PUT_TASK = "INSERT OR REPLACE INTO tasks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 PUT_FENCE = "INSERT OR REPLACE INTO leases VALUES (?, ?, ?)"
 PUT_GRANT = "INSERT OR REPLACE INTO open_grants VALUES (?, ?, ?, ?, ?, ?, ?)"
 PUT_COLLISION = "INSERT OR REPLACE INTO collisions VALUES (?, ?, ?, ?, ?)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from maintlock.entries import outcome_of
+from maintlock.entries import FAILURES, outcome_of
 
 if TYPE_CHECKING:
     from maintlock.entries import Entry
@@ -33,8 +33,9 @@ class Collision(NamedTuple):
 class TaskState(NamedTuple):
     """What is known of one task. Times are in seconds since the epoch.
 
-    `last_run_at` is a start, also of a run that goes on; seconds and outcome are those of the last run that ended, and
-    `last_success_at` is an end. The streak of deferrals lasts until the task runs.
+    `last_run_at` is a start, also of a run that is still going on. `last_outcome` is that of the last run that ended, and
+    `last_run_seconds` that of the last one of which it is known. `last_success_at` and `last_failed_at` are ends: a run that
+    was stopped, or whose end nobody saw, changes neither. The streak of deferrals lasts until the task runs.
     """
 
     registered_at: float | None = None
@@ -50,6 +51,12 @@ class TaskState(NamedTuple):
     last_deferred_at: float | None = None
     blocked_by: str | None = None
     reason_code: str | None = None
+    last_failed_at: float | None = None
+
+    @property
+    def has_succeeded(self) -> bool:
+        """Whether the last run that either succeeded or failed succeeded."""
+        return self.last_success_at is not None and self.last_success_at >= (self.last_failed_at or 0.0)
 
 
 def task_after(state: TaskState, entry: Entry) -> TaskState:
@@ -102,7 +109,10 @@ def _ended(state: TaskState, entry: Entry) -> TaskState:
         started = max(0.0, at - seconds)
         state = _begun(state, started, run)
     if state.last_ended_at is None or at >= state.last_ended_at:
-        state = state._replace(last_ended_at=at, last_outcome=outcome, last_run_seconds=seconds)
+        known = state.last_run_seconds if seconds is None else seconds
+        state = state._replace(last_ended_at=at, last_outcome=outcome, last_run_seconds=known)
+    if outcome in FAILURES and (state.last_failed_at is None or at >= state.last_failed_at):
+        state = state._replace(last_failed_at=at)
     if outcome != "completed" or entry["exit_code"]:
         return state
     if state.last_success_at is None or at >= state.last_success_at:

@@ -309,6 +309,35 @@ def test_an_end_without_its_beginning_still_tells_when_the_run_began(tmp_path: P
     assert (state(tmp_path).last_run_at, state(tmp_path).last_success_started_at) == (NOW + 30, NOW + 30)
 
 
+@pytest.mark.parametrize(
+    ("outcomes", "has_succeeded"),
+    [
+        ("stopped", False),
+        ("completed stopped", True),
+        ("failed completed stopped", True),
+        ("completed failed unknown", False),
+        ("completed lost", False),
+        ("timed_out completed", True),
+    ],
+)
+def test_a_run_that_was_stopped_is_neither_success_nor_failure(
+    tmp_path: Path, outcomes: str, *, has_succeeded: bool
+) -> None:
+    """Whether a task succeeded last is told by its last run that did or failed, in whatever order they are told (R9)."""
+    for number, outcome in reversed(list(enumerate(outcomes.split(), 1))):
+        told = {"outcome": outcome, "exit_code": None}
+        if outcome == "lost":
+            told["event"] = "stale_cleaned"
+        enter(tmp_path, released(f"g{number}", 10 * number, 5.0, **told))
+    assert state(tmp_path).has_succeeded is has_succeeded
+
+
+def test_a_run_of_unknown_length_leaves_the_known_one(tmp_path: Path) -> None:
+    """A run that was lost, or became its command, says nothing of how long one takes; it is the last one all the same."""
+    enter(tmp_path, acquired("a", 0, 1), released("a", 7, 7.0), acquired("b", 10, 2), acquired("c", 20, 3))
+    assert (state(tmp_path).last_outcome, state(tmp_path).last_run_seconds) == ("lost", 7.0)
+
+
 def test_the_next_grant_closes_every_earlier_open_one_as_lost(tmp_path: Path) -> None:
     """Grants follow one another, so one without an end has ended by the next beginning: exactly once, as `lost`."""
     enter(
@@ -863,7 +892,7 @@ def _strange(path: Path) -> None:
     path.unlink()
     db = sqlite3.connect(path)
     db.execute("CREATE TABLE events (a)")
-    db.execute("PRAGMA user_version = 1")
+    db.execute(f"PRAGMA user_version = {len(migrations.MIGRATIONS)}")
     db.close()
 
 
@@ -967,10 +996,28 @@ def test_a_ledger_is_brought_to_the_newest_schema_step_by_step(tmp_path: Path, m
     monkeypatch.setattr(migrations, "MIGRATIONS", (*broken[:-1], "ALTER TABLE events ADD COLUMN remark TEXT"))
     drain(str(tmp_path), now=NOW)
     db = sqlite3.connect(tmp_path / ledger.DATABASE)
-    assert db.execute("PRAGMA user_version").fetchone() == (3,)
+    assert db.execute("PRAGMA user_version").fetchone() == (len(migrations.MIGRATIONS),)
     db.close()
     assert read_history(str(tmp_path))[:2] == history
     assert snapshot(tmp_path).counters.items() > before.counters.items()
+
+
+def test_a_ledger_of_the_first_schema_knows_its_failing_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task whose last run had failed when the ledger was migrated is still known to have failed, and no other is."""
+    db = sqlite3.connect(tmp_path / ledger.DATABASE)
+    with monkeypatch.context() as patch:
+        patch.setattr(migrations, "MIGRATIONS", migrations.MIGRATIONS[:1])
+        migrations.migrate(db)
+    for task, outcome in (("kbSync", "timed_out"), ("backup", "completed"), ("dream", "stopped")):
+        row = (LEASE, task, outcome, NOW - 5, NOW - 9, 0)
+        columns = "lease, task, last_outcome, last_ended_at, last_success_at, consecutive_deferrals"
+        db.execute(f"INSERT INTO tasks ({columns}) VALUES (?, ?, ?, ?, ?, ?)", row)
+    db.commit()
+    db.close()
+    enter(tmp_path, deferred(1, 0))
+    assert {task: state(tmp_path, task).has_succeeded for task in ("kbSync", "backup", "dream")} == {
+        "kbSync": False, "backup": True, "dream": True,
+    }  # fmt: skip
 
 
 def test_history_is_forgotten_and_totals_are_not(tmp_path: Path) -> None:
