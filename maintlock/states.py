@@ -1,4 +1,8 @@
-"""What the ledger knows of open grants, collisions and tasks, and how an event changes what it knows of its task: pure."""
+"""What the ledger knows of open grants, collisions and tasks, and how an event changes what it knows of its task: pure.
+
+What is told late is put in its place by its time. A time still to come has no place: it was told before the clock was set
+back, so whatever is told now came after it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,13 @@ from maintlock.entries import FAILURES, outcome_of
 
 if TYPE_CHECKING:
     from maintlock.entries import Entry
+
+
+AHEAD_SECONDS = 300.0  # a clock that is off by less delays nothing for longer
+MOMENTS = (
+    "registered_at", "last_run_at", "last_ended_at", "last_success_at", "last_success_started_at", "deferred_since",
+    "last_deferred_at", "last_failed_at",
+)  # fmt: skip
 
 
 class Grant(NamedTuple):
@@ -59,9 +70,15 @@ class TaskState(NamedTuple):
         return self.last_success_at is not None and self.last_success_at >= (self.last_failed_at or 0.0)
 
 
-def task_after(state: TaskState, entry: Entry) -> TaskState:
+def is_after(at: float, earlier: float, now: float) -> bool:
+    """Tell whether what is told at `now` to have happened `at` came after what is on record as `earlier`."""
+    return at >= earlier or (earlier > now + AHEAD_SECONDS >= at)
+
+
+def task_after(state: TaskState, entry: Entry, now: float) -> TaskState:
     """Return what is known of a task after one more event of its own, which may be told late and out of order."""
     kind, at = entry["event"], entry["at"]
+    state = _grounded(state, at, now)
     if kind in {"acquired", "nested_started"}:
         state = _begun(state, at, _run(entry))
     elif kind == "deferred":
@@ -71,6 +88,13 @@ def task_after(state: TaskState, entry: Entry) -> TaskState:
     else:
         return state
     return state._replace(registered_at=at) if state.registered_at is None or at < state.registered_at else state
+
+
+def _grounded(state: TaskState, at: float, now: float) -> TaskState:
+    """Return a state without times still to come: what is told `at` came after them."""
+    known = state._asdict()
+    ahead = {name: at for name in MOMENTS if (known[name] or at) > at and is_after(at, known[name], now)}
+    return TaskState(**{**known, **ahead}) if ahead else state
 
 
 def _run(entry: Entry) -> str:

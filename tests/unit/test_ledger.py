@@ -309,6 +309,33 @@ def test_an_end_without_its_beginning_still_tells_when_the_run_began(tmp_path: P
     assert (state(tmp_path).last_run_at, state(tmp_path).last_success_started_at) == (NOW + 30, NOW + 30)
 
 
+def test_a_clock_that_was_set_back_freezes_no_task(tmp_path: Path) -> None:
+    """What was told under a clock three days ahead gives way to what is told after, drained in between or not (L3, L5)."""
+    ahead = [deferred(1, 3 * DAY), acquired("a", 3 * DAY + 1, 1), released("a", 3 * DAY + 60, 59.0)]
+    for place in (tmp_path / "drained", tmp_path / "pending"):
+        place.mkdir()
+        pending.append(str(place), ahead)
+        if place.name == "drained":
+            drain(str(place), now=NOW + 3 * DAY + 60)
+        pending.append(str(place), [deferred(2, 10), deferred(3, 20)])
+        if place.name == "drained":
+            drain(str(place), now=NOW + 20)
+            assert (state(place).consecutive_deferrals, state(place).deferred_since) == (2, NOW + 10)
+        pending.append(str(place), [acquired("b", 30, 2), released("b", 40, 10.0, outcome="failed")])
+        drain(str(place), now=NOW + 40)
+        found = state(place)
+        assert (found.last_run_at, found.last_outcome, found.has_succeeded) == (NOW + 30, "failed", False)
+        assert (found.consecutive_deferrals, found.last_run_seconds) == (0, 10.0)
+
+
+def test_a_clock_that_was_set_back_keeps_no_collision_open(tmp_path: Path) -> None:
+    """A collision dated three days ahead is over with the clearing, or the grant, that is told after it (R8)."""
+    replaced = event("collision", "c1", 3 * DAY, reason_code="lockfile_replaced")
+    enter(tmp_path, event("collision", "c2", 3 * DAY, reason_code="inherited"), replaced, now=NOW + 3 * DAY)
+    enter(tmp_path, event("collision_cleared", "c3", 5, reason_code="inherited"), acquired("a", 5, 1), now=NOW + 5)
+    assert snapshot(tmp_path).collisions == []
+
+
 @pytest.mark.parametrize(
     ("outcomes", "has_succeeded"),
     [
