@@ -10,6 +10,7 @@ import time
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from maintlock import marks
 from maintlock.entries import (
     COLLISION_KINDS,
     NOTHING,
@@ -261,7 +262,9 @@ class Book:
         known = self._collision(lease, kind)
         if entry["event"] == "collision":
             new = Collision(kind, entry["id"], at, entry["detail"])
-            self.collisions[lease, kind] = new if known is None else known._replace(detail=entry["detail"])
+            if known is not None and not marks.is_over(known.id):  # else nobody has lived to tell its end
+                new = known._replace(id=marks.joined(known.id, new.id), detail=new.detail)
+            self.collisions[lease, kind] = new
         elif known is not None and is_after(at, known.since, self._now):
             self.collisions[lease, kind] = None
 

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maintlock import entries, history, ledger, migrations, pending, tally
+from maintlock import entries, history, ledger, marks, migrations, pending, process, tally
 from maintlock.history import Snapshot, highest_fence, read_history, read_snapshot, typical_seconds
 from maintlock.ledger import Ledger, LedgerUnavailable, drain
 from maintlock.states import Collision, TaskState
@@ -420,6 +420,38 @@ def test_collisions_open_count_and_clear(tmp_path: Path) -> None:
     assert counter(tmp_path, "collisions_total", kind="unleased_process") == 2
     enter(tmp_path, event("collision_cleared", "c3", 9, reason_code="unleased_process"))
     assert snapshot(tmp_path).collisions == []
+
+
+def collision(kind: str, at: float, *children: subprocess.Popen[str]) -> dict[str, Any]:
+    """Return that heavy processes were found outside the lease."""
+    named = marks.event_id(kind, [process.read_stat(child.pid) for child in children], round(at * 1000))
+    return event("collision", named, at, reason_code=kind, detail=named)
+
+
+def test_a_collision_whose_end_nobody_told_gives_way_to_a_new_one(
+    tmp_path: Path, spawn: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """When all that a collision names is gone, as under a killed orchestrator, the next of its kind is a new one (R8)."""
+    first, second = spawn("input()"), spawn("input()")
+    enter(tmp_path, collision("inherited", 0, first))
+    first.kill()
+    first.wait()
+    told = collision("inherited", 10, second)
+    enter(tmp_path, told)
+    assert snapshot(tmp_path).collisions == [Collision("inherited", told["id"], NOW + 10, told["id"])]
+
+
+def test_a_collision_names_all_who_are_part_of_it(tmp_path: Path, spawn: Callable[..., subprocess.Popen[str]]) -> None:
+    """One that goes on with another process lasts since its beginning, and until the last of them is gone (R8)."""
+    first, second = spawn("input()"), spawn("input()")
+    enter(tmp_path, collision("unleased_process", 0, first), collision("unleased_process", 10, second))
+    (found,) = snapshot(tmp_path).collisions
+    assert found.since == NOW
+    assert marks.within(found.id) == {marks.of(process.read_stat(child.pid)) for child in (first, second)}
+    for child, is_over in ((first, False), (second, True)):
+        child.kill()
+        child.wait()
+        assert marks.is_over(found.id) is is_over
 
 
 def test_a_later_grant_clears_a_replaced_lock_file(tmp_path: Path) -> None:
