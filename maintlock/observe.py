@@ -79,7 +79,8 @@ def read_status(places: Places, now: float | None = None) -> Status:
     if custody.state == "free":  # who held the replaced file is gone; the next grant tells the ledger
         collisions = [known for known in collisions if known["kind"] != "lockfile_replaced"]
     if custody.replaced is not None and not any(known["kind"] == "lockfile_replaced" for known in collisions):
-        collisions.append({"kind": "lockfile_replaced", "detail": custody.replaced, "since": rfc3339(now)})
+        since = rfc3339(_read_replaced_at(places, custody, now))
+        collisions.append({"kind": "lockfile_replaced", "detail": custody.replaced, "since": since})
     return {
         "lease": places.lease,
         "state": custody.state,
@@ -97,6 +98,15 @@ def read_status(places: Places, now: float | None = None) -> Status:
         ],
         "collisions": collisions,
     }
+
+
+def _read_replaced_at(places: Places, custody: Custody, now: float) -> float:
+    """Return since when there may have been another lock file: this one's last change, or the grant where there is none."""
+    begun = custody.grant.started_at if custody.grant is not None else now
+    try:
+        return min(now, max(begun, os.lstat(places.lock).st_ctime))
+    except OSError:
+        return begun
 
 
 def read_waiters(places: Places) -> list[Waiter]:
