@@ -22,7 +22,7 @@ from maintlock.report import CollisionReport, Holder, Nested, Process, Status, W
 from maintlock.times import epoch_seconds, rfc3339
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
     from maintlock.model import Event
@@ -237,7 +237,7 @@ def read_history(
     *,
     lease: str | None = None,
     task: str | None = None,
-    event: str | None = None,
+    event: str | Sequence[str] | None = None,
     since: float | None = None,
     limit: int | None = None,
     is_entered_too: bool = True,

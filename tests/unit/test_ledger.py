@@ -573,6 +573,12 @@ def test_history_is_oldest_first_and_the_limit_keeps_the_newest(tmp_path: Path) 
     assert order(task="kbSync", limit=1) == [5]
     assert order(since=NOW + 3) == [3, 4, 5]
     assert order(event="present") == order(event="released") == []
+    assert order(extra=extra, event=("acquired", "released", "present")) == [0]
+    pending.append(str(tmp_path), [acquired("h", 7, 2), released("h", 8, 1.0)])
+    for _ in range(2):
+        assert order(event=["acquired", "released"]) == [7, 8]
+        assert order(event=["acquired", "released"], limit=1) == [8]
+        drain(str(tmp_path), now=NOW)
     assert order(lease="other") == [9]
 
 
