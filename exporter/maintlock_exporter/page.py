@@ -82,7 +82,7 @@ def tree(processes: Iterable[Process], parents: Mapping[int, int]) -> list[tuple
 def command(scene: Scene, *words: str, lease: str = DEFAULT_LEASE) -> str:
     """Return a command to run in a terminal, with what leads it to this lease."""
     more = ["--lease", lease] if lease != DEFAULT_LEASE else []
-    if scene.directory != paths.default_state_directory(os.environ):
+    if scene.directory != paths.default_or_none(os.environ):
         more += ["--state-dir", scene.directory]
     return shlex.join(["maintlock", *words, *more])
 
