@@ -45,8 +45,13 @@ def registry_for(exporter: Exporter) -> CollectorRegistry:
 
 
 def hosts_of(address: str, allowed: Iterable[str]) -> frozenset[str]:
-    """Return the names that a `Host` header may bear."""
-    return frozenset({"localhost", "127.0.0.1", "::1", address.lower(), *(name.lower() for name in allowed)})
+    """Return the names that a `Host` header may bear; those allowed may be written as in one, with port and brackets."""
+    return frozenset({"localhost", "127.0.0.1", "::1", *map(_name, (address, *allowed))}) - {""}
+
+
+def _name(text: str) -> str:
+    """Return the name in an option; unlike in a header, an IPv6 address needs no brackets there."""
+    return text.lower() if text.count(":") > 1 and text[0] != "[" else host_in(text)
 
 
 def host_in(header: str) -> str:

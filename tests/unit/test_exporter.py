@@ -404,6 +404,24 @@ def test_a_new_ledger_in_the_old_ones_place(tmp_path: Path) -> None:
     keeper.close()
 
 
+@pytest.mark.parametrize(
+    ("option", "header"),
+    [
+        ("bar:8080", "bar:8080"), ("bar:8080", "BAR"), ("[fd00::7]", "[fd00::7]:9817"), ("[fd00::7]:9817", "[FD00::7]"),
+        ("fd00::7", "[fd00::7]:9817"), ("FD00::7", "[fd00::7]"), ("192.0.2.7:80", "192.0.2.7"),
+    ],
+)  # fmt: skip
+def test_hosts_that_are_allowed(option: str, header: str) -> None:
+    """A name or address may be allowed as it stands in a `Host` header, with port and brackets, or without."""
+    assert host_in(header) in hosts_of("127.0.0.1", [option])
+
+
+@pytest.mark.parametrize("option", ["", "[", "[]", "[::1]x", ":80"])
+def test_nothing_is_no_name(option: str) -> None:
+    """An option without a name allows no empty `Host`."""
+    assert "" not in hosts_of("127.0.0.1", [option])
+
+
 @pytest.mark.parametrize("content", [b"no database", b"SQLite format 3\0torn", b""])
 def test_no_ledger_is_kept_where_there_is_none(tmp_path: Path, content: bytes) -> None:
     """A file that is no database, a directory and a FIFO in its place are not kept open, and nobody waits for them."""
