@@ -26,6 +26,8 @@ def mood(event: Mapping[str, Any]) -> str:
     outcome = event["outcome"]
     if outcome is not None:
         return "good" if outcome in GOOD else "bad" if outcome in BAD else "odd"
+    if event["event"] == "nested_finished":
+        return "odd" if event["exit_code"] is None else "bad" if event["exit_code"] else "good"
     return MOODS.get(event["event"], "plain")
 
 

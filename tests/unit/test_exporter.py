@@ -575,3 +575,6 @@ def test_an_empty_ledger_is_no_fault(tmp_path: Path) -> None:
     assert isinstance(history.read_snapshot(scene.directory, lease=LEASE), Snapshot)
     assert series(exposition(scene))["maintlock_up"] == 1
     assert series(exposition(scene, directory_trouble="gone"))["maintlock_up"] == 0
+        ("ended inside sync, after 3s", "good", {"event": "nested_finished", "parent_task": "sync", "seconds": 3.0, "exit_code": 0}),
+        ("ended inside sync, exit code 2", "bad", {"event": "nested_finished", "parent_task": "sync", "exit_code": 2}),
+        ("ended", "odd", {"event": "nested_finished"}),
