@@ -156,6 +156,26 @@ def test_expressions_parse(promtool: Callable[..., Any], tmp_path: Path) -> None
     assert f"{len(EXPRESSIONS)} rules found" in done.stdout
 
 
+@pytest.mark.parametrize("name", ["Collisions", "Crashes"])
+def test_annotations_are_seen_with_a_scrape_a_minute(promtool: Callable[..., Any], tmp_path: Path, name: str) -> None:
+    """What happened once is marked, also where a minute passes between scrapes."""
+    expr = re.sub(r"\$\w+", ".+", dict(EXPRESSIONS)[name])
+    counter = re.search(r"maintlock_\w+", expr)
+    assert counter is not None
+    test = {
+        "interval": "1m",
+        "input_series": [{"series": f'{counter[0]}{{job="maintlock", instance="laptop"}}', "values": "0x10 1x60"}],
+        "promql_expr_test": [
+            {"expr": f"count({expr}) or vector(0)", "eval_time": f"{minute}m30s", "exp_samples": [{"labels": "{}", "value": is_marked}]}
+            for minute, is_marked in ((10, 0), (11, 1), (14, 1), (40, 0))
+        ],
+    }  # fmt: skip
+    path = tmp_path / "annotations.test.yml"
+    path.write_text(json.dumps({"rule_files": [], "tests": [test]}))
+    done = promtool("test", "rules", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("source", [*EXPRESSIONS, *[(name, (RULES / name).read_text()) for name in ("rules.yml", "alerts.yml")]],
                          ids=lambda source: source[0])  # fmt: skip
 def test_only_what_is_told_is_asked_for(source: tuple[str, str], told: str) -> None:
