@@ -258,7 +258,7 @@ class Clock:
     def due(self, at: float) -> str:
         """Return how far off the time is at which something is due."""
         late = self.now - at
-        return f"{duration_text(late)} overdue" if late >= SOON_SECONDS else self.distance(at)
+        return f"{duration_text(late)} late" if late >= SOON_SECONDS else self.distance(at)
 
 
 def _size(size: float | None) -> str:

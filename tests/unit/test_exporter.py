@@ -676,7 +676,7 @@ def test_times_in_words() -> None:
     assert [clock.distance(at) for at in (None, NOW, NOW - 65, NOW + 7200)] == ["never", "now", "1m05s ago", "in 2h00m"]
     assert clock.iso(NOW) == "2026-05-16T19:33:20.000Z"
     assert (clock.lasting("2026-05-16T19:33:10.000Z"), clock.lasting("rubbish")) == ("10s", "?")
-    assert [clock.due(at) for at in (NOW + 65, NOW, NOW - 8040)] == ["in 1m05s", "now", "2h14m overdue"]
+    assert [clock.due(at) for at in (NOW + 65, NOW, NOW - 8040)] == ["in 1m05s", "now", "2h14m late"]
 
 
 def test_an_empty_ledger_is_no_fault(tmp_path: Path) -> None:
