@@ -768,6 +768,27 @@ def test_a_heavy_process_outside_the_lease(headless: Headless, tmp_path: Path) -
     assert "works outside the lease: kbSync (pid" in text and "next: <code>maintlock doctor" in text
 
 
+@pytest.mark.parametrize(("kind", "count"), [("unleased_process", 1), ("inherited", 2)])
+def test_what_the_orchestrator_has_told_is_told_once(headless: Headless, tmp_path: Path, kind: str, count: int) -> None:
+    """Heavy processes that the orchestrator has told of are one collision, in metrics and on the page (L13, R8)."""
+    script = tmp_path / f"heavy.{os.getpid()}.{tmp_path.name}.sh"
+    script.write_text("echo ready; read x\n")
+    settings = tmp_path / "maintlock.toml"
+    settings.write_text(f'[tasks.kbSync]\nmatch = "{script.name}"\n')
+    running = [headless.start(str(script), program="/bin/sh", stdin=subprocess.PIPE) for _ in range(count)]
+    for one in running:
+        one.until_line("ready")
+    subprocess.run([MAINTLOCK, "orchestrate", "--once", "--config", settings], env=headless.env(), check=True)
+    exporter, _ = started(headless, settings)
+    found = exporter.series()
+    assert {name for name, value in found.items() if name.startswith("collision_active") and value} == {
+        f'collision_active{{kind="{kind}"}}'
+    }
+    text = exporter.get("/")[1].decode()
+    assert text.count('<div class="trouble">') == 1
+    assert all(f"kbSync (pid {one.pid})" in text for one in running)
+
+
 def test_daemons(headless: Headless, tmp_path: Path) -> None:
     """A configured daemon that runs is up, whoever started it, and one that does not is down (R5)."""
     settings, mark = tmp_path / "maintlock.toml", str(tmp_path)
