@@ -262,7 +262,8 @@ class Book:
         known = self._collision(lease, kind)
         if entry["event"] == "collision":
             new = Collision(kind, entry["id"], at, entry["detail"])
-            if known is not None and not marks.is_over(known.id):  # else nobody has lived to tell its end
+            # One that is over and still open: the orchestrator was killed before it could report the end.
+            if known is not None and not marks.is_over(known.id):
                 new = known._replace(id=marks.joined(known.id, new.id), detail=new.detail)
             self.collisions[lease, kind] = new
         elif known is not None and is_after(at, known.since, self._now):

@@ -33,7 +33,7 @@ def within(event_id: str) -> frozenset[str]:
 
 
 def joined(known: str, new: str) -> str:
-    """Return the id of a collision that goes on with new processes: it names those too, and no dead ones."""
+    """Return the id of a collision that has gained new processes: it names them too, and leaves out dead ones."""
     if not within(known) or not within(new):
         return known
     kind, _, rest = new.partition(":")

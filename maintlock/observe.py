@@ -101,7 +101,7 @@ def read_status(places: Places, now: float | None = None) -> Status:
 
 
 def _read_replaced_at(places: Places, custody: Custody, now: float) -> float:
-    """Return since when there may have been another lock file: this one's last change, or the grant where there is none."""
+    """Return when the lock file may have been replaced: at the new one's last change, or since the grant if there is none."""
     begun = custody.grant.started_at if custody.grant is not None else now
     try:
         return min(now, max(begun, os.lstat(places.lock).st_ctime))

@@ -1,7 +1,7 @@
 """What the ledger knows of open grants, collisions and tasks, and how an event changes what it knows of its task: pure.
 
-What is told late is put in its place by its time. A time still to come has no place: it was told before the clock was set
-back, so whatever is told now came after it.
+Events that arrive late are ordered by their times. A time in the future orders nothing: the clock has been set back since
+then, so whatever arrives now happened later.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from maintlock.entries import Entry
 
 
-AHEAD_SECONDS = 300.0  # a clock that is off by less delays nothing for longer
+AHEAD_SECONDS = 300.0  # a clock that was less than this ahead holds things up for no longer than this
 MOMENTS = (
     "registered_at", "last_run_at", "last_ended_at", "last_success_at", "last_success_started_at", "deferred_since",
     "last_deferred_at", "last_failed_at",
@@ -71,7 +71,7 @@ class TaskState(NamedTuple):
 
 
 def is_after(at: float, earlier: float, now: float) -> bool:
-    """Tell whether what is told at `now` to have happened `at` came after what is on record as `earlier`."""
+    """Tell whether an event of time `at` that arrives `now` happened after what is on record for `earlier`."""
     return at >= earlier or (earlier > now + AHEAD_SECONDS >= at)
 
 
@@ -91,7 +91,7 @@ def task_after(state: TaskState, entry: Entry, now: float) -> TaskState:
 
 
 def _grounded(state: TaskState, at: float, now: float) -> TaskState:
-    """Return a state without times still to come: what is told `at` came after them."""
+    """Return a state without times in the future: an event of time `at` happened after them."""
     known = state._asdict()
     ahead = {name: at for name in MOMENTS if (known[name] or at) > at and is_after(at, known[name], now)}
     return TaskState(**{**known, **ahead}) if ahead else state

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="maintlock-exporter",
-        description="Tell Prometheus, and whoever opens the page, who has the lease. It only looks, and never locks.",
+        description="Show Prometheus, and whoever opens the page, who has the lease. It only reads, and never locks.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -1,7 +1,7 @@
 """One collector per kind of knowledge: a broken one leaves the others standing, and is told as failed.
 
-A collector is a function from a view to metric families. `Exporter.collect` runs them all on a new view, and tells of each
-whether it could, and how long it took. What a collector has yielded before it failed counts.
+A collector is a function from a view to metric families. `Exporter.collect` runs them all on a new view, and reports for each
+whether it succeeded and how long it took. What a collector yields before it fails is kept.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:
 
 
 def read_each(leases: Iterable[str], read: Callable[[str], Value]) -> tuple[dict[str, Value], list[Exception]]:
-    """Return what can be read of each lease, and why the others cannot be: one bad lock file costs the rest nothing.
+    """Return what can be read of each lease, and why some cannot be: one bad lock file does not affect the other leases.
 
     Raises:
         Exception: None of them can be read.
@@ -153,7 +153,7 @@ TASK_GAUGES: tuple[TaskGauge, ...] = (
     ),
     (
         "task_registered_timestamp_seconds",
-        "When the task was first requested; as long as it never was, when the exporter started.",
+        "When the task was first requested, or when the exporter started if it never was.",
         lambda _task, state, scene: state.registered_at or scene.started_at,
     ),
     (
@@ -190,10 +190,10 @@ TASK_GAUGES: tuple[TaskGauge, ...] = (
 
 
 def collect_presence(view: View) -> Iterator[Metric]:
-    """Yield who waits for each lease, and who has joined its job: the ledger knows them."""
+    """Yield who waits for each lease, and who has joined its job, by the ledger."""
 
     def read(lease: str) -> Status:
-        view.snapshot(lease)  # of a ledger that cannot be read the status makes a queue of nobody
+        view.snapshot(lease)  # without the ledger, a status shows an empty queue
         return view.status(lease)
 
     statuses, errors = read_each(view.scene.leases, read)
@@ -299,7 +299,7 @@ class Exporter:
         yield from (success, duration)
 
     def _has_collected(self, name: str, collector: Collector, view: View, families: list[Metric]) -> bool:
-        """Put what a collector yields into `families`, up to where it fails, and tell whether it did not."""
+        """Put what a collector yields into `families`, and tell whether it came to its end without failing."""
         try:
             for family in collector(view):
                 families.append(family)  # noqa: PERF402  what came before a failure is kept

@@ -54,9 +54,9 @@ class Trouble:
 
 @dataclass(frozen=True, kw_only=True)
 class LeaseView:
-    """Everything that the page shows of one lease; processes and joined jobs have their depth.
+    """Everything that the page shows of one lease: processes and joined jobs with their depth.
 
-    What the ledger knows is None where it cannot be read.
+    `known` is None if the ledger cannot be read.
     """
 
     status: Status
@@ -132,7 +132,7 @@ def standings(scene: Scene, status: Status, tasks: Mapping[str, TaskState], now:
 
 
 def read_status(view: View, lease: str) -> Status:
-    """Return who has a lease. Where there is no state directory there may still be a job, but nothing says that it is free.
+    """Return who has a lease. Without a state directory a job may still be seen, but nothing says that the lease is free.
 
     Raises:
         MaintlockError: It cannot be read.
@@ -161,7 +161,7 @@ def unreadable(scene: Scene, lease: str) -> Status:
 
 
 def read_known(view: View, status: Status) -> Known:
-    """Return what the ledger knows of a lease; grants are read for themselves, as there may be thousands of deferrals.
+    """Return what the ledger knows of a lease; grants are read apart from deferrals, of which there may be thousands.
 
     Raises:
         MaintlockError: It cannot be read.
@@ -181,7 +181,7 @@ def read_known(view: View, status: Status) -> Known:
 
 
 def read_lease(view: View, lease: str) -> LeaseView:
-    """Return what the page shows of one lease; what cannot be read is said, and the rest is shown."""
+    """Return what the page shows of one lease: what can be read, and what cannot be."""
     errors = []
     try:
         status = read_status(view, lease)
@@ -205,7 +205,7 @@ def read_lease(view: View, lease: str) -> LeaseView:
 
 
 def read_leases(view: View) -> list[LeaseView]:
-    """Return what the page shows of all leases: the default one first, then those that somebody has."""
+    """Return what the page shows of all leases: the default one first, then those in use."""
     found = [read_lease(view, lease) for lease in view.scene.leases]
     return sorted(found, key=lambda one: (one.status["lease"] != DEFAULT_LEASE, one.status["state"] == "free"))
 

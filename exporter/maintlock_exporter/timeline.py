@@ -53,10 +53,10 @@ class Lane:
 
 
 def spans(events: Iterable[Mapping[str, Any]], *, holder: Holder | None, now: float) -> list[Span]:
-    """Return the grants that events tell of, and that of the holder, which goes on, oldest first.
+    """Return the grants among events, and the holder's, which is still going on, oldest first.
 
-    A grant that began before the first event is known by its end. One without an end that does not go on either was lost
-    without a word: nobody can say when, only that it was before the next.
+    A grant that began before the first event is known by its end. One that has no end and is not going on was lost without
+    a trace; all that is known is that it ended before the next one began.
     """
     begun: dict[str, tuple[float, str]] = {}
     found: dict[str, Span] = {}
@@ -79,7 +79,7 @@ def spans(events: Iterable[Mapping[str, Any]], *, holder: Holder | None, now: fl
 
 
 def lanes(grants: Sequence[Span], *, now: float) -> list[Lane]:
-    """Return the lanes of the last day: who has the lease, then who held it longest, and the rest in one."""
+    """Return the lanes of the last day: the holder's first, then those that held the lease longest, the rest in one."""
     begin = now - DAY_SECONDS
     seen = [span for span in grants if span.until >= begin and span.since <= now][-MAX_BARS:]
     running = {span.task for span in seen if span.outcome == RUNNING}

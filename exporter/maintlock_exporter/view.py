@@ -84,10 +84,10 @@ class View:
 
 
 class Watcher:
-    """Looks at a scene, again and again; what is dear is looked at less often, and the ledger is kept open.
+    """Looks at a scene, again and again; what is expensive is read less often, and the ledger is kept open.
 
-    Where there has never been a state directory, nothing has happened: all counters are 0. One that is gone (it `was_there`)
-    says nothing of what had happened in it: counters at 0 would look like a restart.
+    If there has never been a state directory, nothing has happened yet, and all counters are 0. If there was one (`was_there`)
+    and it is gone, nothing is known: counters at 0 would look like a reset.
     """
 
     def __init__(self, scene: Scene, clock: Callable[[], float] = time.time, *, was_there: bool = False) -> None:
@@ -114,7 +114,7 @@ class Watcher:
         )
 
     def _read_status(self, now: float, lease: str) -> Status:
-        """Return who has a lease; of a removed directory there may still be a job to be seen, but that there is none cannot."""
+        """Return who has a lease. If the state directory is gone, a job may still be seen, but not that there is none."""
         found = observe.read_status(self.scene.places(lease), now)
         if found["state"] == "free":
             self._check_directory()
@@ -126,10 +126,10 @@ class Watcher:
         return found
 
     def _check_directory(self) -> None:
-        """Make sure that what was just read is not empty because the state directory is gone.
+        """Make sure that what was just read is not empty only because the state directory is gone.
 
         Raises:
-            UnavailableError: It was there, or something else is in its place.
+            UnavailableError: It is gone, or something else is in its place.
         """
         trouble = directory_trouble(self.scene.directory)
         if trouble is not None and (self._was_there or os.path.lexists(self.scene.directory)):
@@ -137,7 +137,7 @@ class Watcher:
 
 
 def directory_trouble(directory: str) -> str | None:
-    """Return why a state directory cannot be read or trusted; one that is gone cannot, whatever was in it."""
+    """Return why a state directory cannot be read or trusted, or None."""
     name = printable(directory)
     try:
         paths.check_trusted(directory, os.lstat(directory), directory=True)
