@@ -6,9 +6,11 @@ entered, and entering it twice is entering it once.
 
 from __future__ import annotations
 
+import time
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from maintlock import marks
 from maintlock.entries import (
     COLLISION_KINDS,
     NOTHING,
@@ -21,7 +23,7 @@ from maintlock.entries import (
 from maintlock.events import PRESENT, end_id, finished_id
 from maintlock.names import is_task_name
 from maintlock.rows import OF_PRESENT, collisions_of, grant_of, labels_text, state_of
-from maintlock.states import Collision, Grant, TaskState, task_after
+from maintlock.states import Collision, Grant, TaskState, is_after, task_after
 from maintlock.tally import effects
 
 if TYPE_CHECKING:
@@ -37,8 +39,8 @@ Fence = tuple[int, str | None]
 
 TASKS = (
     "SELECT task, registered_at, last_run_at, last_run, last_run_seconds, last_outcome, last_ended_at, last_success_at,"
-    " last_success_started_at, consecutive_deferrals, deferred_since, last_deferred_at, blocked_by, reason_code"
-    " FROM tasks WHERE lease = ?"
+    " last_success_started_at, consecutive_deferrals, deferred_since, last_deferred_at, blocked_by, reason_code,"
+    " last_failed_at FROM tasks WHERE lease = ?"
 )
 COLLISIONS = "SELECT kind, id, since, detail FROM collisions WHERE lease = ?"
 GRANTS = "SELECT lease_id, fence, task, source, reason, pid FROM open_grants WHERE lease = ?"
@@ -50,7 +52,7 @@ INSERT_EVENT = (
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 ADD = "INSERT INTO counters VALUES (?, ?, ?) ON CONFLICT (name, labels) DO UPDATE SET value = value + excluded.value"
-PUT_TASK = "INSERT OR REPLACE INTO tasks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+PUT_TASK = "INSERT OR REPLACE INTO tasks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 PUT_FENCE = "INSERT OR REPLACE INTO leases VALUES (?, ?, ?)"
 PUT_GRANT = "INSERT OR REPLACE INTO open_grants VALUES (?, ?, ?, ?, ?, ?, ?)"
 PUT_COLLISION = "INSERT OR REPLACE INTO collisions VALUES (?, ?, ?, ?, ?)"
@@ -81,11 +83,16 @@ class Book:
     """What the ledger says with more events entered, in the order in which they were told.
 
     What they change is in `entries`, `counters`, `tasks`, `fences`, `grants`, `collisions` and `present`, where None stands
-    for what is no more; `write` puts it into the tables. Those that tell nothing are counted as `rejected`.
+    for what is no more; `write` puts it into the tables. Those that tell nothing are counted as `rejected`. `now` is when
+    they are entered, in seconds since the epoch: at this moment unless it is given.
     """
 
     def __init__(
-        self, db: sqlite3.Connection, events: Iterable[Mapping[str, object]], known: Known | None = None
+        self,
+        db: sqlite3.Connection,
+        events: Iterable[Mapping[str, object]],
+        known: Known | None = None,
+        now: float | None = None,
     ) -> None:
         self.rejected = 0
         self.entries: dict[str, Entry] = {}
@@ -99,6 +106,7 @@ class Book:
         self._nested: dict[str, set[str]] = {}  # by lease, with our changes: who has joined and not left
         self._db = db
         self._known = Known() if known is None else known
+        self._now = time.time() if now is None else now
         self._is_written: dict[str, bool] = {}
         self._ends_to_come: set[str] = set()
         self._enter_all([entry_of(event) for event in events])
@@ -184,7 +192,7 @@ class Book:
             self.counters[name, labels] = self.counters.get((name, labels), 0.0) + amount
         if lease is not None and task is not None and is_task_name(task):
             before = self._task(lease, task)
-            after = task_after(before, entry)
+            after = task_after(before, entry, self._now)
             if after != before:
                 self.tasks[lease, task] = after
 
@@ -203,7 +211,7 @@ class Book:
         if not self._knows(end_id(lease_id)):
             self._change_grant(lease, lease_id, new)
         replaced = self._collision(lease, "lockfile_replaced")
-        if replaced is not None and at >= replaced.since:
+        if replaced is not None and is_after(at, replaced.since, self._now):
             cleared = {"id": f"{replaced.id}:cleared", "event": "collision_cleared", "at": at, "lease": lease}
             self._enter(NOTHING | cleared | {"reason_code": replaced.kind, "detail": replaced.detail})
 
@@ -253,8 +261,11 @@ class Book:
         known = self._collision(lease, kind)
         if entry["event"] == "collision":
             new = Collision(kind, entry["id"], at, entry["detail"])
-            self.collisions[lease, kind] = new if known is None else known._replace(detail=entry["detail"])
-        elif known is not None and at >= known.since:
+            # One that is over and still open: the orchestrator was killed before it could report the end.
+            if known is not None and not marks.is_over(known.id):
+                new = known._replace(id=marks.joined(known.id, new.id), detail=new.detail)
+            self.collisions[lease, kind] = new
+        elif known is not None and is_after(at, known.since, self._now):
             self.collisions[lease, kind] = None
 
     def _task(self, lease: str, task: str) -> TaskState:

@@ -34,7 +34,6 @@ HISTORY = (
     "SELECT id, at, event, task, lease, lease_id, source, reason, pid, reason_code, blocked_by, parent_task, seconds,"
     " exit_code, outcome FROM events WHERE event <> 'present'"
 )
-MATCHING = {"lease": "lease = ?", "task": "task = ?", "event": "event = ?"}
 COMMON = frozenset({"acquired", "released", "deferred", "present"})
 IS_RARE = "event NOT IN ('acquired', 'released', 'deferred', 'present')"  # as the index has it, or it would not be used
 NEWEST = "ORDER BY at DESC, seq DESC LIMIT ?"
@@ -70,7 +69,7 @@ def read_history(
     *,
     lease: str | None = None,
     task: str | None = None,
-    event: str | None = None,
+    event: str | Sequence[str] | None = None,
     since: float | None = None,
     limit: int | None = None,
     extra: Sequence[Event] = (),
@@ -78,25 +77,28 @@ def read_history(
 ) -> list[Event]:
     """Return what happened, oldest first by `at`, with the public fields only (§4); `limit` keeps the newest.
 
-    `since` is in seconds since the epoch; `extra` are events known from elsewhere, told last. Texts may be hostile.
-    `is_entered_too=False` leaves the database alone, and returns what waits for it.
+    `event` is one kind or several; `since` is in seconds since the epoch; `extra` are events known from elsewhere, told
+    last. Texts may be hostile. `is_entered_too=False` leaves the database alone, and returns what waits for it.
 
     Raises:
         LedgerUnavailable: It cannot be read.
     """
     waiting = [*pending.read(directory), *extra]
-    wanted = {name: value for name, value in (("lease", lease), ("task", task), ("event", event)) if value is not None}
+    kinds = [kind for kind in ([event] if isinstance(event, str) else event or EVENTS) if kind in EVENTS]
+    wanted = {name: value for name, value in (("lease", lease), ("task", task)) if value is not None}
     since = 0.0 if since is None else since
     limit = None if limit is None else max(0, limit)
-    conditions = [HISTORY, "at >= ?", *[MATCHING[name] for name in wanted]]
-    if event is not None and event not in COMMON:
+    conditions = [HISTORY, "at >= ?", *[f"{name} = ?" for name in wanted]]
+    if event is not None:
+        conditions.append(f"event IN ({','.join('?' * len(kinds))})")
+    if COMMON.isdisjoint(kinds):
         conditions.append(IS_RARE)
     with open_to_read(directory) if is_entered_too else open_nothing() as db:
         late = Book(db, waiting).entries.values()
-        arguments = [since, *wanted.values(), -1 if limit is None else limit]
+        arguments = [since, *wanted.values(), *(kinds if event is not None else ()), -1 if limit is None else limit]
         rows = db.execute(f"{' AND '.join(conditions)} {NEWEST}", arguments).fetchall()
-    found = [entry for row in reversed(rows) if (entry := _entry(row))["at"] is not None and entry["event"] in EVENTS]
-    found += [e for e in late if e["event"] in EVENTS and e["at"] >= since and wanted.items() <= e.items()]
+    found = [entry for row in reversed(rows) if (entry := _entry(row))["at"] is not None and entry["event"] in kinds]
+    found += [e for e in late if e["event"] in kinds and e["at"] >= since and wanted.items() <= e.items()]
     found.sort(key=itemgetter("at"))
     kept = found if limit is None else found[max(0, len(found) - limit) :]
     return [{name: entry[name] for name in PUBLIC} | {"at": rfc3339(entry["at"])} for entry in kept]

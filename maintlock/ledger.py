@@ -165,7 +165,7 @@ class Ledger:
         if version != self._known_version or len(self._known) > KNOWN_AT_MOST:
             _check_schema(db, self.path)
             self._known, self._known_version = book.Known(), version
-        entered = book.Book(db, events, self._known)
+        entered = book.Book(db, events, self._known, now)
         entered.write()
         self._prune(db, now)
         db.execute("COMMIT")

@@ -32,6 +32,15 @@ def within(event_id: str) -> frozenset[str]:
     return frozenset(rest.partition("@")[0].split("+")) - {""} if kind in KINDS else frozenset()
 
 
+def joined(known: str, new: str) -> str:
+    """Return the id of a collision that has gained new processes: it names them too, and leaves out dead ones."""
+    if not within(known) or not within(new):
+        return known
+    kind, _, rest = new.partition(":")
+    living = [mark for mark in within(known) if _is_alive(mark)]
+    return f"{kind}:{'+'.join(sorted({*living, *within(new)}))}@{rest.partition('@')[2]}"
+
+
 def is_over(event_id: str) -> bool:
     """Tell whether every process that a collision is about has ended; where the id names none, that is not known."""
     marks = within(event_id)

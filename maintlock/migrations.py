@@ -33,6 +33,10 @@ MIGRATIONS = (
         boot_id TEXT, pid_namespace TEXT) WITHOUT ROWID;
     CREATE TABLE meta (name TEXT PRIMARY KEY, value REAL) WITHOUT ROWID
     """,
+    """
+    ALTER TABLE tasks ADD COLUMN last_failed_at REAL;
+    UPDATE tasks SET last_failed_at = last_ended_at WHERE last_outcome IN ('failed', 'timed_out', 'lost')
+    """,
 )
 
 

@@ -21,7 +21,7 @@ from maintlock.paths import Places
 from maintlock.times import epoch_seconds, rfc3339
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
     from maintlock.model import Event
@@ -77,7 +77,8 @@ def read_status(places: Places, now: float | None = None) -> Status:
     if custody.state == "free":  # who held the replaced file is gone; the next grant tells the ledger
         collisions = [known for known in collisions if known["kind"] != "lockfile_replaced"]
     if custody.replaced is not None and not any(known["kind"] == "lockfile_replaced" for known in collisions):
-        collisions.append({"kind": "lockfile_replaced", "detail": custody.replaced, "since": rfc3339(now)})
+        since = rfc3339(_read_replaced_at(places, custody, now))
+        collisions.append({"kind": "lockfile_replaced", "detail": custody.replaced, "since": since})
     return {
         "lease": places.lease,
         "state": custody.state,
@@ -95,6 +96,15 @@ def read_status(places: Places, now: float | None = None) -> Status:
         ],
         "collisions": collisions,
     }
+
+
+def _read_replaced_at(places: Places, custody: Custody, now: float) -> float:
+    """Return when the lock file may have been replaced: at the new one's last change, or since the grant if there is none."""
+    begun = custody.grant.started_at if custody.grant is not None else now
+    try:
+        return min(now, max(begun, os.lstat(places.lock).st_ctime))
+    except OSError:
+        return begun
 
 
 def read_waiters(places: Places) -> list[Waiter]:
@@ -225,7 +235,7 @@ def read_history(
     *,
     lease: str | None = None,
     task: str | None = None,
-    event: str | None = None,
+    event: str | Sequence[str] | None = None,
     since: float | None = None,
     limit: int | None = None,
     is_entered_too: bool = True,

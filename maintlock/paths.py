@@ -76,6 +76,14 @@ def default_state_directory(environ: Mapping[str, str]) -> str:
     return user_state_dir(APPLICATION)
 
 
+def default_or_none(environ: Mapping[str, str]) -> str | None:
+    """Return the default state directory, or None for a user without a home: who names another one needs none."""
+    try:
+        return default_state_directory(environ)
+    except UnavailableError:
+        return None
+
+
 def state_directory(option: str | None, environ: Mapping[str, str], configured: str | None) -> str:
     """Return the absolute state directory: option, environment, configuration, default; first hit wins.
 

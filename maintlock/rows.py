@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 OF_PRESENT = ("id", "lease", "at", "task", "reason", "pid", *OF_PRESENCE)
 OF_TASK: tuple[Callable[[object], Any], ...] = (
     *(as_seconds, as_seconds, as_text, as_seconds, as_text, as_seconds, as_seconds, as_seconds),
-    *(as_natural, as_seconds, as_seconds, as_text, as_text),
+    *(as_natural, as_seconds, as_seconds, as_text, as_text, as_seconds),
 )
 
 

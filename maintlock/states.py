@@ -1,13 +1,24 @@
-"""What the ledger knows of open grants, collisions and tasks, and how an event changes what it knows of its task: pure."""
+"""What the ledger knows of open grants, collisions and tasks, and how an event changes what it knows of its task: pure.
+
+Events that arrive late are ordered by their times. A time in the future orders nothing: the clock has been set back since
+then, so whatever arrives now happened later.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from maintlock.entries import outcome_of
+from maintlock.entries import FAILURES, outcome_of
 
 if TYPE_CHECKING:
     from maintlock.entries import Entry
+
+
+AHEAD_SECONDS = 300.0  # a clock that was less than this ahead holds things up for no longer than this
+MOMENTS = (
+    "registered_at", "last_run_at", "last_ended_at", "last_success_at", "last_success_started_at", "deferred_since",
+    "last_deferred_at", "last_failed_at",
+)  # fmt: skip
 
 
 class Grant(NamedTuple):
@@ -33,8 +44,9 @@ class Collision(NamedTuple):
 class TaskState(NamedTuple):
     """What is known of one task. Times are in seconds since the epoch.
 
-    `last_run_at` is a start, also of a run that goes on; seconds and outcome are those of the last run that ended, and
-    `last_success_at` is an end. The streak of deferrals lasts until the task runs.
+    `last_run_at` is a start, also of a run that is still going on. `last_outcome` is that of the last run that ended, and
+    `last_run_seconds` that of the last one of which it is known. `last_success_at` and `last_failed_at` are ends: a run that
+    was stopped, or whose end nobody saw, changes neither. The streak of deferrals lasts until the task runs.
     """
 
     registered_at: float | None = None
@@ -50,11 +62,23 @@ class TaskState(NamedTuple):
     last_deferred_at: float | None = None
     blocked_by: str | None = None
     reason_code: str | None = None
+    last_failed_at: float | None = None
+
+    @property
+    def has_succeeded(self) -> bool:
+        """Whether the last run that either succeeded or failed succeeded."""
+        return self.last_success_at is not None and self.last_success_at >= (self.last_failed_at or 0.0)
 
 
-def task_after(state: TaskState, entry: Entry) -> TaskState:
+def is_after(at: float, earlier: float, now: float) -> bool:
+    """Tell whether an event of time `at` that arrives `now` happened after what is on record for `earlier`."""
+    return at >= earlier or (earlier > now + AHEAD_SECONDS >= at)
+
+
+def task_after(state: TaskState, entry: Entry, now: float) -> TaskState:
     """Return what is known of a task after one more event of its own, which may be told late and out of order."""
     kind, at = entry["event"], entry["at"]
+    state = _grounded(state, at, now)
     if kind in {"acquired", "nested_started"}:
         state = _begun(state, at, _run(entry))
     elif kind == "deferred":
@@ -64,6 +88,13 @@ def task_after(state: TaskState, entry: Entry) -> TaskState:
     else:
         return state
     return state._replace(registered_at=at) if state.registered_at is None or at < state.registered_at else state
+
+
+def _grounded(state: TaskState, at: float, now: float) -> TaskState:
+    """Return a state without times in the future: an event of time `at` happened after them."""
+    known = state._asdict()
+    ahead = {name: at for name in MOMENTS if (known[name] or at) > at and is_after(at, known[name], now)}
+    return TaskState(**{**known, **ahead}) if ahead else state
 
 
 def _run(entry: Entry) -> str:
@@ -102,7 +133,10 @@ def _ended(state: TaskState, entry: Entry) -> TaskState:
         started = max(0.0, at - seconds)
         state = _begun(state, started, run)
     if state.last_ended_at is None or at >= state.last_ended_at:
-        state = state._replace(last_ended_at=at, last_outcome=outcome, last_run_seconds=seconds)
+        known = state.last_run_seconds if seconds is None else seconds
+        state = state._replace(last_ended_at=at, last_outcome=outcome, last_run_seconds=known)
+    if outcome in FAILURES and (state.last_failed_at is None or at >= state.last_failed_at):
+        state = state._replace(last_failed_at=at)
     if outcome != "completed" or entry["exit_code"]:
         return state
     if state.last_success_at is None or at >= state.last_success_at:

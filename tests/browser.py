@@ -86,9 +86,9 @@ class Browser:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=2 if is_phone else 1, mobile=is_phone)  # fmt: skip
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
-    def screenshot(self, path: Path, *, is_whole: bool = True) -> None:
-        """Write a picture of the page, whole or what fits into the window."""
-        picture = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=is_whole)
+    def screenshot(self, path: Path) -> None:
+        """Write a picture of what fits into the window."""
+        picture = self.call("Page.captureScreenshot", format="png")
         path.write_bytes(base64.b64decode(picture["data"]))
 
 

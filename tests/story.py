@@ -1,10 +1,15 @@
-"""A day in the life of a lease, for the page to tell: `python -m tests.story PICTURE [light|dark] [WIDTH]` takes its picture."""
+"""A day in the life of a lease, for the page to tell; `python -m tests.story PICTURE` takes its picture.
+
+That of the README has the paths of a home that nobody has, which is made and gone with a mount of our own:
+unshare --mount sh -c 'mount -t tmpfs home /home && .venv/bin/python -m tests.story --home /home/ada docs/status-page.png'
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -24,7 +29,10 @@ from tests.support import until
 
 LEASE = "heavy-maintenance"
 HOUR = 3600.0
-HEIGHT = 1120
+MARGIN = 10
+PHONE = 600
+# Where the picture ends: what has happened lately follows, and is long.
+END = "[...document.querySelectorAll('.card')].find(card => card.querySelector('h2')?.textContent == 'Tasks').getBoundingClientRect().bottom"
 HELD_SECONDS = 41 * 60.0
 CONFIG = """
 [tasks.kbSync]
@@ -77,9 +85,9 @@ def write_day(directory: Path, now: float) -> None:
 
 
 @contextmanager
-def held_lock(directory: Path) -> Iterator[Headless]:
+def held_lock(directory: Path, home: Path | None = None) -> Iterator[Headless]:
     """Give a lock that a job holds, with one that has joined it and two who wait."""
-    project = directory.parent / "agent-os"
+    project = (home or directory.parent) / "project"
     project.mkdir()
     (project / "sync").write_text(
         "maintlock-wrap -t kbSync --reason 'after a pull' -- ./index; exit\n", encoding="ascii"
@@ -91,7 +99,7 @@ def held_lock(directory: Path) -> Iterator[Headless]:
             "-t",
             "primary-dev-sync",
             "--owner",
-            "alice@laptop",
+            "ada@laptop",
             "--reason",
             "scheduled",
             "--source",
@@ -125,19 +133,29 @@ def served(directory: Path, settings: Path, ahead_seconds: float = 0.0) -> Itera
 
 def main() -> None:
     """Take the picture."""
-    picture, scheme, width = (*sys.argv[1:], *("light", "1100")[len(sys.argv) - 2 :])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("picture", type=Path)
+    parser.add_argument("--scheme", choices=["light", "dark"], default="light")
+    parser.add_argument("--width", type=int, default=1100)
+    parser.add_argument("--home", type=Path, help="where project and state directory are made")
+    said = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="maintlock-") as name:
-        settings, directory = Path(name) / "maintlock.toml", Path(name) / "state"
+        home = said.home or Path(name) / "home"
+        home.mkdir()
+        settings, directory = home / "maintlock.toml", home / ".local/state/maintlock"
         settings.write_text(CONFIG, encoding="ascii")
         write_day(directory, time.time() + HELD_SECONDS)
         with (
-            held_lock(directory),
+            held_lock(directory, home),
             served(directory, settings, HELD_SECONDS) as url,
             browser(shutil.which("chromium") or "chromium", Path(name) / "profile") as page,
         ):
-            page.show_as(width=int(width), height=HEIGHT, scheme=scheme, is_phone=int(width) < 600)
+            page.show_as(width=said.width, scheme=said.scheme, is_phone=said.width < PHONE)
             page.open(url)
-            page.screenshot(Path(picture), is_whole=int(width) < 600)
+            page.call("Page.stopLoading")
+            height = math.ceil(page.value(END)) + MARGIN
+            page.show_as(width=said.width, height=height, scheme=said.scheme, is_phone=said.width < PHONE)
+            page.screenshot(said.picture)
 
 
 if __name__ == "__main__":

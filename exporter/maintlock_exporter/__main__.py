@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="maintlock-exporter",
-        description="Tell Prometheus, and whoever opens the page, who has the lease. It only looks, and never locks.",
+        description="Show Prometheus, and whoever opens the page, who has the lease. It only reads, and never locks.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -75,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
 def _run(said: argparse.Namespace) -> int:
     settings = read_config(said)
     directory = paths.state_directory(said.state_dir, os.environ, settings.state_dir)
-    watcher = Watcher(Scene(directory=directory, config=settings, started_at=time.time()))
+    scene = Scene(directory=directory, config=settings, started_at=time.time())
+    # For a text file we are started anew each time, and cannot know what the last one has told.
+    watcher = Watcher(scene, was_there=said.textfile is not None)
     if said.once or said.textfile:
         return _tell_once(watcher, said.textfile, is_shown=said.once)
     log_as_json()

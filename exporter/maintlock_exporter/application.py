@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
+from maintlock import observe
 from maintlock.errors import MaintlockError
 from maintlock.names import DEFAULT_LEASE
 from maintlock_exporter import page
@@ -45,8 +46,13 @@ def registry_for(exporter: Exporter) -> CollectorRegistry:
 
 
 def hosts_of(address: str, allowed: Iterable[str]) -> frozenset[str]:
-    """Return the names that a `Host` header may bear."""
-    return frozenset({"localhost", "127.0.0.1", "::1", address.lower(), *(name.lower() for name in allowed)})
+    """Return the names that a `Host` header may bear; those allowed may be written as in one, with port and brackets."""
+    return frozenset({"localhost", "127.0.0.1", "::1", *map(_name, (address, *allowed))}) - {""}
+
+
+def _name(text: str) -> str:
+    """Return the name in an option; unlike in a header, an IPv6 address needs no brackets there."""
+    return text.lower() if text.count(":") > 1 and text[0] != "[" else host_in(text)
 
 
 def host_in(header: str) -> str:
@@ -99,13 +105,15 @@ class Application:
 
     def _answered(self, environ: WSGIEnvironment) -> Answer:
         path = environ["PATH_INFO"]
+        headers = [TEXT, ("Refresh", str(page.REFRESH_SECONDS))] if path == "/" else [TEXT]
         try:
             return self._answers[path](environ)
         except MaintlockError as error:
-            return answer(HTTPStatus.SERVICE_UNAVAILABLE, f"{error}\n".encode("utf-8", "backslashreplace"))
+            text = f"{error}\n".encode("utf-8", "backslashreplace")
+            return answer(HTTPStatus.SERVICE_UNAVAILABLE, text, *headers)
         except Exception:
             log.exception("cannot answer", extra={"event": "answer_failed", "path": path})
-            return answer(HTTPStatus.INTERNAL_SERVER_ERROR, b"internal error, see the log\n")
+            return answer(HTTPStatus.INTERNAL_SERVER_ERROR, b"internal error, see the log\n", *headers)
 
     def _metrics(self, environ: WSGIEnvironment) -> Answer:
         """Return what prometheus_client makes of the request: text or OpenMetrics, gzip, `name[]`."""
@@ -136,7 +144,7 @@ class Application:
 
     def _status(self, _environ: WSGIEnvironment) -> Answer:
         def told() -> Answer:
-            status = self._watcher.look().status(DEFAULT_LEASE)
+            status = observe.read_status(self._watcher.scene.places(DEFAULT_LEASE), self._watcher.clock())
             return answer(HTTPStatus.OK, json.dumps(status).encode() + b"\n", JSON)
 
         return self._shared.get("/api/v1/status", told)

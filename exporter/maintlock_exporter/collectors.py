@@ -1,7 +1,7 @@
 """One collector per kind of knowledge: a broken one leaves the others standing, and is told as failed.
 
-A collector is a function from a view to metric families. `Exporter.collect` runs them all on a new view, and tells of each
-whether it could, and how long it took.
+A collector is a function from a view to metric families. `Exporter.collect` runs them all on a new view, and reports for each
+whether it succeeded and how long it took. What a collector yields before it fails is kept.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -19,24 +19,28 @@ from prometheus_client.core import (
 )
 
 import maintlock
-from maintlock import entries, states
+from maintlock import entries, marks, states
 from maintlock.times import epoch_seconds
-from maintlock_exporter import counters
+from maintlock_exporter import counters, trees
 from maintlock_exporter.scene import OTHER, SOURCES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from prometheus_client.core import Metric
 
-    from maintlock.report import Status
+    from maintlock.report import Holder, Status
+    from maintlock.settings import TaskSettings
     from maintlock.states import TaskState
     from maintlock_exporter.scene import Scene
     from maintlock_exporter.view import View
 
     Collector = Callable[[View], Iterable[Metric]]
+    LeaseGauge = tuple[str, str, Callable[[Status], float]]
+    TaskGauge = tuple[str, str, Callable[[TaskSettings, TaskState, Scene], float]]
 
 STATES = ("free", "held", "orphaned", "unknown")
+Value = TypeVar("Value")
 log = logging.getLogger(__name__)
 
 
@@ -45,48 +49,50 @@ def gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"maintlock_{name}", text, labels=labels)
 
 
-def collect_lease(view: View) -> Iterator[Metric]:
-    """Yield who has each lease, by kernel and sidecar."""
-    held = gauge("lease_held", "Whether somebody has the lease, survivors of a dead holder included.", "lease")
-    state = StateSetMetricFamily("maintlock_lease_state", "State of the lease.", labels=["lease"])
-    info = gauge("lease_holder_info", "1 for the task and source that have the lease.", "lease", "task", "source")
-    for lease in view.scene.leases:
-        status = view.status(lease)
-        held.add_metric([lease], float(status["state"] in {"held", "orphaned"}))
-        state.add_metric([lease], {name: name == status["state"] for name in STATES})
-        _add_holder(view.scene, status, info)
-    yield from (held, state, info)
-    for name, text in LEASE_VALUES.items():
+def read_each(leases: Iterable[str], read: Callable[[str], Value]) -> tuple[dict[str, Value], list[Exception]]:
+    """Return what can be read of each lease, and why some cannot be: one bad lock file does not affect the other leases.
+
+    Raises:
+        Exception: None of them can be read.
+    """
+    found, errors = {}, []
+    for lease in leases:
+        try:
+            found[lease] = read(lease)
+        except Exception as error:  # noqa: BLE001  raised again once the others are told
+            errors.append(error)
+    if errors and not found:
+        raise errors[0]
+    return found, errors
+
+
+def raise_first(errors: Sequence[Exception]) -> None:
+    """Raise the first error, if there is one."""
+    if errors:
+        raise errors[0]
+
+
+def of_statuses(gauges: Iterable[LeaseGauge], statuses: Mapping[str, Status]) -> Iterator[Metric]:
+    """Yield gauges of leases that are plain numbers."""
+    for name, text, value in gauges:
         family = gauge(name, text, "lease")
-        for lease in view.scene.leases:
-            family.add_metric([lease], lease_values(view.status(lease))[name])
+        for lease, status in statuses.items():
+            family.add_metric([lease], value(status))
         yield family
 
 
-LEASE_VALUES = {
-    "lease_holder_pid": "Process id of the holder, 0 if there is none or it is unknown.",
-    "lease_acquired_timestamp_seconds": "When the current grant began, 0 if there is none.",
-    "lease_ttl_seconds": "After how long the current holder is overdue, 0 if there is none.",
-    "lease_nesting_depth": "How many jobs have joined the holder's.",
-    "lease_holder_resident_memory_bytes": "Resident memory of all processes of the job that has the lease.",
-    "waiters": "How many requests are queued for the lease.",
-    "oldest_waiter_timestamp_seconds": "Since when the first in the queue waits, 0 if nobody does.",
-}
-
-
-def lease_values(status: Status) -> dict[str, float]:
-    """Return the gauges of one lease that are plain numbers, by name."""
-    holder = status["holder"]
-    waiting_since = [at for waiter in status["waiters"] if (at := epoch_seconds(waiter["since"])) is not None]
-    return {
-        "lease_holder_pid": float(holder["pid"]) if holder else 0.0,
-        "lease_acquired_timestamp_seconds": (epoch_seconds(holder["acquired_at"]) or 0.0) if holder else 0.0,
-        "lease_ttl_seconds": float(holder["ttl_seconds"]) if holder else 0.0,
-        "lease_nesting_depth": float(len(status["nested"])),
-        "lease_holder_resident_memory_bytes": float(holder["rss_bytes"]) if holder else 0.0,
-        "waiters": float(len(status["waiters"])),
-        "oldest_waiter_timestamp_seconds": min(waiting_since, default=0.0),
-    }
+def collect_lease(view: View) -> Iterator[Metric]:
+    """Yield who has each lease, by kernel and sidecar."""
+    statuses, errors = read_each(view.scene.leases, view.status)
+    held = gauge("lease_held", "Whether somebody has the lease, survivors of a dead holder included.", "lease")
+    state = StateSetMetricFamily("maintlock_lease_state", "State of the lease.", labels=["lease"])
+    info = gauge("lease_holder_info", "1 for the task and source that have the lease.", "lease", "task", "source")
+    for lease, status in statuses.items():
+        held.add_metric([lease], float(status["state"] in {"held", "orphaned"}))
+        state.add_metric([lease], {name: name == status["state"] for name in STATES})
+        _add_holder(view.scene, status, info)
+    yield from (held, state, info, *of_statuses(LEASE_GAUGES, statuses))
+    raise_first(errors)
 
 
 def _add_holder(scene: Scene, status: Status, info: GaugeMetricFamily) -> None:
@@ -98,43 +104,114 @@ def _add_holder(scene: Scene, status: Status, info: GaugeMetricFamily) -> None:
             info.add_metric([lease, task, source], float((task, source) == current))
 
 
-TASK_VALUES = {
-    "task_interval_seconds": "Configured interval, 0 if the task is never due by itself.",
-    "task_registered_timestamp_seconds": "When the task was first known here.",
-    "task_last_success_timestamp_seconds": "End of the last successful run, 0 if there is none.",
-    "task_last_run_timestamp_seconds": "Start of the last run, 0 if there is none.",
-    "task_last_run_duration_seconds": "Duration of the last run that ended.",
-    "task_last_run_success": "Whether the last run that ended succeeded.",
-    "task_consecutive_deferrals": "Deferrals since the task last ran.",
-    "task_deferred_since_timestamp_seconds": "When the streak of deferrals began, 0 if there is none.",
-}
+def of_holder(value: Callable[[Holder], float | None]) -> Callable[[Status], float]:
+    """Return how to read a number of the holder; 0 where there is none."""
+    return lambda status: 0.0 if status["holder"] is None else float(value(status["holder"]) or 0.0)
+
+
+# name without prefix, help, value
+LEASE_GAUGES: tuple[LeaseGauge, ...] = (
+    (
+        "lease_holder_pid",
+        "Process id of the holder, 0 if there is none or it is unknown.",
+        of_holder(lambda holder: holder["pid"]),
+    ),
+    (
+        "lease_acquired_timestamp_seconds",
+        "When the current grant began, 0 if there is none.",
+        of_holder(lambda holder: epoch_seconds(holder["acquired_at"])),
+    ),
+    (
+        "lease_ttl_seconds",
+        "After how long the current holder is overdue, 0 if there is none.",
+        of_holder(lambda holder: holder["ttl_seconds"]),
+    ),
+    (
+        "lease_holder_resident_memory_bytes",
+        "Resident memory of all processes of the job that has the lease.",
+        of_holder(lambda holder: holder["rss_bytes"]),
+    ),
+)
+PRESENCE_GAUGES: tuple[LeaseGauge, ...] = (
+    (
+        "lease_nesting_depth",
+        "How deep jobs run inside the holder's: 1 if some have joined it, 2 if some have joined those, and so on.",
+        lambda status: float(trees.depth(status["nested"])),
+    ),
+    ("waiters", "How many requests are queued for the lease.", lambda status: float(len(status["waiters"]))),
+    (
+        "oldest_waiter_timestamp_seconds",
+        "Since when the first in the queue waits, 0 if nobody does.",
+        lambda status: min(filter(None, (epoch_seconds(waiter["since"]) for waiter in status["waiters"])), default=0.0),
+    ),
+)
+TASK_GAUGES: tuple[TaskGauge, ...] = (
+    (
+        "task_interval_seconds",
+        "Configured interval, 0 if the task is never due by itself.",
+        lambda task, _state, _scene: task.interval,
+    ),
+    (
+        "task_registered_timestamp_seconds",
+        "When the task was first requested, or when the exporter started if it never was.",
+        lambda _task, state, scene: state.registered_at or scene.started_at,
+    ),
+    (
+        "task_last_success_timestamp_seconds",
+        "End of the last successful run, 0 if there is none.",
+        lambda _task, state, _scene: state.last_success_at or 0.0,
+    ),
+    (
+        "task_last_run_timestamp_seconds",
+        "Start of the last run, 0 if there is none.",
+        lambda _task, state, _scene: state.last_run_at or 0.0,
+    ),
+    (
+        "task_last_run_duration_seconds",
+        "Duration of the last run whose duration is known, 0 if there is none.",
+        lambda _task, state, _scene: state.last_run_seconds or 0.0,
+    ),
+    (
+        "task_last_run_success",
+        "Whether the last run that either succeeded or failed succeeded; one that was stopped did neither.",
+        lambda _task, state, _scene: float(state.has_succeeded),
+    ),
+    (
+        "task_consecutive_deferrals",
+        "Deferrals since the task last ran.",
+        lambda _task, state, _scene: float(state.consecutive_deferrals),
+    ),
+    (
+        "task_deferred_since_timestamp_seconds",
+        "When the streak of deferrals began, 0 if there is none.",
+        lambda _task, state, _scene: state.deferred_since or 0.0,
+    ),
+)
+
+
+def collect_presence(view: View) -> Iterator[Metric]:
+    """Yield who waits for each lease, and who has joined its job, by the ledger."""
+
+    def read(lease: str) -> Status:
+        view.snapshot(lease)  # without the ledger, a status shows an empty queue
+        return view.status(lease)
+
+    statuses, errors = read_each(view.scene.leases, read)
+    yield from of_statuses(PRESENCE_GAUGES, statuses)
+    raise_first(errors)
 
 
 def collect_tasks(view: View) -> Iterator[Metric]:
     """Yield how each configured task stands, by the ledger."""
-    families = {name: gauge(name, text, "lease", "task") for name, text in TASK_VALUES.items()}
     scene = view.scene
-    for lease in scene.leases:
-        known = view.snapshot(lease).tasks
-        for task in scene.configured(lease):
-            state = known.get(task, states.TaskState())
-            for name, value in task_values(state, scene.config.tasks[task].interval, scene.started_at).items():
-                families[name].add_metric([lease, task], value)
-    yield from families.values()
-
-
-def task_values(state: TaskState, interval: float, known_since: float) -> dict[str, float]:
-    """Return the gauges of one task; a task that the ledger does not know is known since the exporter's start."""
-    return {
-        "task_interval_seconds": interval,
-        "task_registered_timestamp_seconds": state.registered_at or known_since,
-        "task_last_success_timestamp_seconds": state.last_success_at or 0.0,
-        "task_last_run_timestamp_seconds": state.last_run_at or 0.0,
-        "task_last_run_duration_seconds": state.last_run_seconds or 0.0,
-        "task_last_run_success": float(state.last_outcome == "completed"),
-        "task_consecutive_deferrals": float(state.consecutive_deferrals),
-        "task_deferred_since_timestamp_seconds": state.deferred_since or 0.0,
-    }
+    known = {lease: view.snapshot(lease).tasks for lease in scene.leases}
+    for name, text, value in TASK_GAUGES:
+        family = gauge(name, text, "lease", "task")
+        for lease, states_of in known.items():
+            for task in scene.configured(lease):
+                state = states_of.get(task, states.TaskState())
+                family.add_metric([lease, task], value(scene.config.tasks[task], state, scene))
+        yield family
 
 
 def collect_counters(view: View) -> Iterator[Metric]:
@@ -159,14 +236,18 @@ def collect_counters(view: View) -> Iterator[Metric]:
 
 def collect_collisions(view: View) -> Iterator[Metric]:
     """Yield what collides now: what the ledger has open, and what is seen of processes outside the lease (L13)."""
-    active = gauge("collision_active", "Whether there is a collision of this kind now.", "lease", "kind")
-    for lease in view.scene.leases:
+
+    def read(lease: str) -> set[str]:
         kinds = {found["kind"] for found in view.status(lease)["collisions"]}
-        if any(found.lease == lease for found in view.outside()):
-            kinds.add("unleased_process")
+        return kinds | {marks.UNLEASED} if view.untold(lease) else kinds
+
+    kinds_now, errors = read_each(view.scene.leases, read)
+    active = gauge("collision_active", "Whether there is a collision of this kind now.", "lease", "kind")
+    for lease, kinds in kinds_now.items():
         for kind in sorted(entries.COLLISION_KINDS):
             active.add_metric([lease, kind], float(kind in kinds))
     yield active
+    raise_first(errors)
 
 
 def collect_daemons(view: View) -> Iterator[Metric]:
@@ -190,6 +271,7 @@ class Exporter:
     def __init__(self, look: Callable[[], View], seconds: Callable[[], float] = time.perf_counter) -> None:
         self.collectors: dict[str, Collector] = {
             "lease": collect_lease,
+            "presence": collect_presence,
             "tasks": collect_tasks,
             "counters": collect_counters,
             "collisions": collect_collisions,
@@ -209,21 +291,24 @@ class Exporter:
         duration = gauge("scrape_duration_seconds", "How long a collector took.", "collector")
         for name, collector in self.collectors.items():
             began = self._seconds()
-            families = self._collected(name, collector, view)
+            families: list[Metric] = []
+            is_success = self._has_collected(name, collector, view, families)
             duration.add_metric([name], self._seconds() - began)
-            success.add_metric([name], float(families is not None))
-            yield from families or ()
+            success.add_metric([name], float(is_success))
+            yield from families
         yield from (success, duration)
 
-    def _collected(self, name: str, collector: Collector, view: View) -> list[Metric] | None:
+    def _has_collected(self, name: str, collector: Collector, view: View, families: list[Metric]) -> bool:
+        """Put what a collector yields into `families`, and tell whether it came to its end without failing."""
         try:
-            families = list(collector(view))
+            for family in collector(view):
+                families.append(family)  # noqa: PERF402  what came before a failure is kept
         except Exception as error:  # noqa: BLE001  the other collectors go on, and this one is told as failed
             self._tell(name, f"{type(error).__name__}: {error}")
-            return None
+            return False
         if self._failing.pop(name, None) is not None:
             log.info("collects %s again", name, extra={"event": "collect_recovered", "collector": name})
-        return families
+        return True
 
     def _tell(self, name: str, error: str) -> None:
         """Log a failure once, however often it is met (R9)."""

@@ -14,19 +14,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import maintlock
 from maintlock import observe, paths, process, states
-from maintlock.errors import MaintlockError
+from maintlock.errors import MaintlockError, UnavailableError
 from maintlock.names import DEFAULT_LEASE
 from maintlock.redact import printable
 from maintlock.standing import standing
 from maintlock.times import duration_text, epoch_seconds, rfc3339
 from maintlock_exporter import timeline
 from maintlock_exporter.sentences import mood, sentence
+from maintlock_exporter.trees import joined, tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from maintlock.outside import Outside
-    from maintlock.report import Process, Status
+    from maintlock.report import Nested, Process, Status
     from maintlock.standing import Standing
     from maintlock.states import TaskState
     from maintlock_exporter.scene import Scene
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from maintlock_exporter.view import View
 
 LAST_EVENTS = 20
-MAX_EVENTS = 4 * timeline.MAX_BARS
+MAX_GRANT_EVENTS = 2 * timeline.MAX_BARS
 MAX_ROWS = 50  # of each list that has no other bound
 REFRESH_SECONDS = 5
 TICKS = 4
@@ -53,46 +54,42 @@ class Trouble:
 
 @dataclass(frozen=True, kw_only=True)
 class LeaseView:
-    """Everything that the page shows of one lease; `tree` are the job's processes with their depth."""
+    """Everything that the page shows of one lease: processes and joined jobs with their depth.
+
+    `known` is None if the ledger cannot be read.
+    """
 
     status: Status
     tree: list[tuple[int, Process]]
+    nested: list[tuple[int, Nested]]
     troubles: list[Trouble]
+    known: Known | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What the ledger knows of one lease: how its tasks stand, the last events, and who held it over the last day."""
+
     standings: list[Standing]
     events: Sequence[Mapping[str, Any]]
     lanes: list[Lane]
 
 
-def tree(processes: Iterable[Process], parents: Mapping[int, int]) -> list[tuple[int, Process]]:
-    """Return processes as a tree in rows, each with its depth: children follow their parent."""
-    rows = {row["pid"]: row for row in processes}
-    children: dict[int | None, list[int]] = {}
-    for pid in rows:
-        parent = parents.get(pid)
-        children.setdefault(parent if parent in rows and parent != pid else None, []).append(pid)
-    found: list[tuple[int, Process]] = []
-    frontier = [(0, pid) for pid in reversed(children.get(None, []))]
-    while frontier:
-        depth, pid = frontier.pop()
-        found.append((depth, rows[pid]))
-        frontier += [(depth + 1, child) for child in reversed(children.get(pid, []))]
-    return found
-
-
 def command(scene: Scene, *words: str, lease: str = DEFAULT_LEASE) -> str:
     """Return a command to run in a terminal, with what leads it to this lease."""
     more = ["--lease", lease] if lease != DEFAULT_LEASE else []
-    if scene.directory != paths.default_state_directory(os.environ):
+    if scene.directory != paths.default_or_none(os.environ):
         more += ["--state-dir", scene.directory]
     return shlex.join(["maintlock", *words, *more])
 
 
-def troubles(scene: Scene, status: Status, outside: Iterable[Outside], trouble: str | None) -> list[Trouble]:
-    """Return what is wrong with a lease, the worst first."""
+def troubles(scene: Scene, status: Status, outside: Iterable[Outside], errors: Iterable[str]) -> list[Trouble]:
+    """Return what is wrong with a lease, the worst first; `errors` say what cannot be read."""
     lease, holder = status["lease"], status["holder"]
     doctor, stop = command(scene, "doctor"), command(scene, "stop", lease=lease)
     look = command(scene, "status", lease=lease)
-    found = [
+    found = [Trouble(kind="unreadable", text=error, since=None, command=doctor) for error in dict.fromkeys(errors)]
+    found += [
         Trouble(
             kind=collision["kind"].replace("_", " "),
             text=collision["detail"] or "",
@@ -110,13 +107,11 @@ def troubles(scene: Scene, status: Status, outside: Iterable[Outside], trouble: 
     if holder and holder["overdue"]:
         text = f"held longer than its TTL of {duration_text(holder['ttl_seconds'])}; it is not evicted"
         found.append(Trouble(kind="overdue", text=text, since=None, command=stop))
-    if status["sidecar"] in {"malformed", "unreadable"} or status["state"] == "unknown":
+    if status["sidecar"] in {"malformed", "unreadable"} or (status["state"] == "unknown" and status["detail"]):
         text = status["detail"] or f"the sidecar is {status['sidecar']}"
         found.append(
             Trouble(kind=status["sidecar"] if holder is None else "unknown", text=text, since=None, command=look)
         )
-    if trouble is not None:
-        found.append(Trouble(kind="ledger", text=trouble, since=None, command=doctor))
     return found
 
 
@@ -136,29 +131,83 @@ def standings(scene: Scene, status: Status, tasks: Mapping[str, TaskState], now:
     ]
 
 
+def read_status(view: View, lease: str) -> Status:
+    """Return who has a lease. Without a state directory a job may still be seen, but nothing says that the lease is free.
+
+    Raises:
+        MaintlockError: It cannot be read.
+    """
+    status = view.status(lease)
+    if status["state"] == "free" and view.directory_trouble is not None:
+        raise UnavailableError(view.directory_trouble)
+    return status
+
+
+def unreadable(scene: Scene, lease: str) -> Status:
+    """Return the status of a lease that cannot be read."""
+    return {
+        "lease": lease,
+        "state": "unknown",
+        "backend": "flock",
+        "scope": "user",
+        "path": scene.places(lease).lock,
+        "holder": None,
+        "sidecar": "missing",
+        "detail": None,
+        "waiters": [],
+        "nested": [],
+        "collisions": [],
+    }
+
+
+def read_known(view: View, status: Status) -> Known:
+    """Return what the ledger knows of a lease; grants are read apart from deferrals, of which there may be thousands.
+
+    Raises:
+        MaintlockError: It cannot be read.
+    """
+    scene, now, lease = view.scene, view.now, status["lease"]
+    if view.directory_trouble is not None:
+        raise UnavailableError(view.directory_trouble)
+    tasks = view.snapshot(lease).tasks
+    day = observe.read_history(
+        scene.directory, lease=lease, event=timeline.EVENTS, since=now - timeline.DAY_SECONDS, limit=MAX_GRANT_EVENTS
+    )
+    return Known(
+        standings=standings(scene, status, tasks, now),
+        events=observe.read_history(scene.directory, lease=lease, limit=LAST_EVENTS)[::-1],
+        lanes=timeline.lanes(timeline.spans(day, holder=status["holder"], now=now), now=now),
+    )
+
+
 def read_lease(view: View, lease: str) -> LeaseView:
-    """Return what the page shows of one lease; a ledger that cannot be read is said, and the rest is shown."""
-    scene, now, status = view.scene, view.now, view.status(lease)
-    tasks: Mapping[str, TaskState] = {}
-    day: Sequence[Mapping[str, Any]] = []
-    trouble = None
+    """Return what the page shows of one lease: what can be read, and what cannot be."""
+    errors = []
     try:
-        tasks = view.snapshot(lease).tasks
-        day = observe.read_history(scene.directory, lease=lease, since=now - timeline.DAY_SECONDS, limit=MAX_EVENTS)
+        status = read_status(view, lease)
     except MaintlockError as error:
-        trouble = str(error)
-    holder = status["holder"]
-    processes = holder["processes"][:MAX_ROWS] if holder else []
+        status = unreadable(view.scene, lease)
+        errors.append(str(error))
+    try:
+        known, outside = read_known(view, status), view.untold(lease)
+    except MaintlockError as error:
+        known, outside = None, [one for one in view.outside() if one.lease == lease]
+        errors.append(str(error))
+    processes = status["holder"]["processes"][:MAX_ROWS] if status["holder"] else []
     stats = [process.read_stat(row["pid"]) for row in processes]
-    grants = timeline.spans(day, holding=holder["lease_id"] if holder else None, now=now)
     return LeaseView(
         status=status,
         tree=tree(processes, {stat.pid: stat.ppid for stat in stats if stat is not None}),
-        troubles=troubles(scene, status, [one for one in view.outside() if one.lease == lease], trouble),
-        standings=standings(scene, status, tasks, now),
-        events=list(reversed(day[-LAST_EVENTS:])),
-        lanes=timeline.lanes(grants, now=now),
+        nested=joined(status["nested"]),
+        troubles=troubles(view.scene, status, outside, errors),
+        known=known,
     )
+
+
+def read_leases(view: View) -> list[LeaseView]:
+    """Return what the page shows of all leases: the default one first, then those in use."""
+    found = [read_lease(view, lease) for lease in view.scene.leases]
+    return sorted(found, key=lambda one: (one.status["lease"] != DEFAULT_LEASE, one.status["state"] == "free"))
 
 
 # Words and marks
@@ -206,6 +255,11 @@ class Clock:
             else f"{duration_text(self.now - seconds)} ago"
         )
 
+    def due(self, at: float) -> str:
+        """Return how far off the time is at which something is due."""
+        late = self.now - at
+        return f"{duration_text(late)} late" if late >= SOON_SECONDS else self.distance(at)
+
 
 def _size(size: float | None) -> str:
     if size is None:
@@ -242,7 +296,7 @@ def rendered(view: View) -> tuple[bytes, str]:
         _environment()
         .get_template("page.html")
         .render(
-            leases=[read_lease(view, lease) for lease in view.scene.leases],
+            leases=read_leases(view),
             directory=view.scene.directory,
             clock=Clock(view.now),
             now=view.now,

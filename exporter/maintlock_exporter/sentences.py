@@ -26,6 +26,8 @@ def mood(event: Mapping[str, Any]) -> str:
     outcome = event["outcome"]
     if outcome is not None:
         return "good" if outcome in GOOD else "bad" if outcome in BAD else "odd"
+    if event["event"] == "nested_finished":
+        return "odd" if event["exit_code"] is None else "bad" if event["exit_code"] else "good"
     return MOODS.get(event["event"], "plain")
 
 
@@ -52,9 +54,9 @@ def _words(event: Mapping[str, Any], lasted: str | None) -> list[str]:
         "deferred": ["stood back" + (f" for {other}" if other else ""), reason],
         "nested_started": [f"joined {other}" if other else "joined the job", _source(event)],
         "nested_finished": ["ended" + (f" inside {other}" if other else ""), after, failed],
-        "token_stale": ["came with a token of a grant that is over"],
+        "token_stale": ["brought the token of a grant that has ended"],
         "stale_cleaned": ["was lost, and cleaned up" if event["outcome"] else "left a stray record, cleaned up", after],
-        "survivors": ["left processes behind that work on"],
+        "survivors": ["left processes behind that are still running"],
         "collision": [f"collision: {reason}"],
         "collision_cleared": [f"collision over: {reason}"],
         "stop_requested": ["was asked to stop"],

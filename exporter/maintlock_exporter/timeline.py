@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
+    from maintlock.report import Holder
+
+EVENTS = ("acquired", "released", "stale_cleaned")
 DAY_SECONDS = 86400.0
 MAX_LANES = 8
 MAX_BARS = 2000
@@ -49,37 +52,41 @@ class Lane:
     bars: list[Bar]
 
 
-def spans(events: Iterable[Mapping[str, Any]], *, holding: str | None, now: float) -> list[Span]:
-    """Return the grants that events tell of, oldest first; `holding` is the lease id of the one that goes on.
+def spans(events: Iterable[Mapping[str, Any]], *, holder: Holder | None, now: float) -> list[Span]:
+    """Return the grants among events, and the holder's, which is still going on, oldest first.
 
-    A grant that began before the first event is known by its end. One without an end that does not go on either was lost
-    without a word: nobody can say when, only that it was before the next.
+    A grant that began before the first event is known by its end. One that has no end and is not going on was lost without
+    a trace; all that is known is that it ended before the next one began.
     """
     begun: dict[str, tuple[float, str]] = {}
-    found: list[Span] = []
+    found: dict[str, Span] = {}
     for event in events:
         lease_id, at, task = event["lease_id"], epoch_seconds(event["at"]) or 0.0, str(event["task"])
         if lease_id and event["event"] == "acquired":
             begun[lease_id] = at, task
         elif lease_id and event["outcome"]:
             since, task = begun.pop(lease_id, (at - (event["seconds"] or 0.0), task))
-            found.append(Span(task=task, since=min(since, at), until=at, outcome=event["outcome"]))
-    starts = sorted([*(span.since for span in found), *(since for since, _ in begun.values())])
+            found[lease_id] = Span(task=task, since=min(since, at), until=min(at, now), outcome=event["outcome"])
+    if holder is not None and holder["lease_id"] not in found:
+        told_at, task = begun.pop(holder["lease_id"], (now, str(holder["task"])))
+        since = epoch_seconds(holder["acquired_at"]) or told_at
+        found[holder["lease_id"]] = Span(task=task, since=min(since, now), until=now, outcome=RUNNING)
+    starts = sorted([*(span.since for span in found.values()), *(since for since, _ in begun.values())])
     for lease_id, (since, task) in begun.items():
-        goes_on = lease_id == holding
-        until = now if goes_on else min((later for later in starts if later > since), default=now)
-        found.append(Span(task=task, since=since, until=until, outcome=RUNNING if goes_on else "unknown"))
-    return sorted(found, key=lambda span: span.since)
+        until = min((later for later in starts if since < later < now), default=now)
+        found[lease_id] = Span(task=task, since=since, until=until, outcome="unknown")
+    return sorted(found.values(), key=lambda span: span.since)
 
 
 def lanes(grants: Sequence[Span], *, now: float) -> list[Lane]:
-    """Return the lanes of the last day, those that held the lease longest first, and the rest in one."""
+    """Return the lanes of the last day: the holder's first, then those that held the lease longest, the rest in one."""
     begin = now - DAY_SECONDS
     seen = [span for span in grants if span.until >= begin and span.since <= now][-MAX_BARS:]
+    running = {span.task for span in seen if span.outcome == RUNNING}
     seconds: dict[str, float] = {}
     for span in seen:
         seconds[span.task] = seconds.get(span.task, 0.0) + span.until - max(span.since, begin)
-    ranked = sorted(seconds, key=lambda task: (-seconds[task], task))
+    ranked = sorted(seconds, key=lambda task: (task not in running, -seconds[task], task))
     named = ranked if len(ranked) <= MAX_LANES else ranked[: MAX_LANES - 1]
     found = [_lane(task, [task], seen, seconds, begin) for task in named]
     if len(named) < len(ranked):

@@ -6,13 +6,13 @@ What a reading raises is raised to everybody who asks for it, and to nobody else
 from __future__ import annotations
 
 import os
-import stat
 import time
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from maintlock import history, observe, outside, process
+from maintlock import history, marks, observe, outside, paths, process
+from maintlock.errors import MaintlockError, UnavailableError
 from maintlock.orchestrator import record
 from maintlock.redact import printable
 from maintlock_exporter.keeper import LedgerKeeper
@@ -51,7 +51,10 @@ class Once(Generic[Value]):
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """One look at everything. `status` and `snapshot` are asked by lease; `now` is in seconds since the epoch."""
+    """One look at everything. `status` and `snapshot` are asked by lease; `now` is in seconds since the epoch.
+
+    `directory_trouble` says what is wrong with the state directory, if anything is.
+    """
 
     scene: Scene
     now: float
@@ -74,13 +77,23 @@ class View:
             return str(error)
         return None
 
+    def untold(self, lease: str) -> list[Outside]:
+        """Return the heavy processes outside a lease that no open collision names (L13)."""
+        told = {mark for known in self.snapshot(lease).collisions for mark in marks.within(known.id)}
+        return [one for one in self.outside() if one.lease == lease and marks.of(one.stat) not in told]
+
 
 class Watcher:
-    """Looks at a scene, again and again; what is dear is looked at less often, and the ledger is kept open."""
+    """Looks at a scene, again and again; what is expensive is read less often, and the ledger is kept open.
 
-    def __init__(self, scene: Scene, clock: Callable[[], float] = time.time) -> None:
+    If there has never been a state directory, nothing has happened yet, and all counters are 0. If there was one (`was_there`)
+    and it is gone, nothing is known: counters at 0 would look like a reset.
+    """
+
+    def __init__(self, scene: Scene, clock: Callable[[], float] = time.time, *, was_there: bool = False) -> None:
         self.scene = scene
-        self._clock = clock
+        self.clock = clock
+        self._was_there = was_there or directory_trouble(scene.directory) is None
         self.keeper = LedgerKeeper(scene.directory)
         self._outside = Rated(partial(outside.find, scene.config.tasks.values(), scene.places))
         self._daemons = Rated(partial(read_daemons, scene))
@@ -88,27 +101,53 @@ class Watcher:
     def look(self) -> View:
         """Return a new view of everything."""
         self.keeper.keep()
-        now, directory = self._clock(), self.scene.directory
+        now, trouble = self.clock(), directory_trouble(self.scene.directory)
+        self._was_there |= trouble is None
         return View(
             scene=self.scene,
             now=now,
-            status=Once(lambda lease: observe.read_status(self.scene.places(lease), now)),
-            snapshot=Once(lambda lease: history.read_snapshot(directory, lease=lease)),
+            status=Once(partial(self._read_status, now)),
+            snapshot=Once(self._read_snapshot),
             outside=self._outside,
             daemons=self._daemons,
-            directory_trouble=directory_trouble(directory),
+            directory_trouble=trouble,
         )
+
+    def _read_status(self, now: float, lease: str) -> Status:
+        """Return who has a lease. If the state directory is gone, a job may still be seen, but not that there is none."""
+        found = observe.read_status(self.scene.places(lease), now)
+        if found["state"] == "free":
+            self._check_directory()
+        return found
+
+    def _read_snapshot(self, lease: str) -> Snapshot:
+        found = history.read_snapshot(self.scene.directory, lease=lease)
+        self._check_directory()
+        return found
+
+    def _check_directory(self) -> None:
+        """Make sure that what was just read is not empty only because the state directory is gone.
+
+        Raises:
+            UnavailableError: It is gone, or something else is in its place.
+        """
+        trouble = directory_trouble(self.scene.directory)
+        if trouble is not None and (self._was_there or os.path.lexists(self.scene.directory)):
+            raise UnavailableError(trouble)
 
 
 def directory_trouble(directory: str) -> str | None:
-    """Return what is wrong with a state directory: one that is gone is a fault, whatever was in it."""
+    """Return why a state directory cannot be read or trusted, or None."""
+    name = printable(directory)
     try:
-        is_directory = stat.S_ISDIR(os.lstat(directory).st_mode)
+        paths.check_trusted(directory, os.lstat(directory), directory=True)
+    except FileNotFoundError:
+        return f"{name}: does not exist (yet, or any more)"
     except OSError as error:
-        return f"{printable(directory)}: {(error.strerror or str(error)).lower()}"
-    if not is_directory or not os.access(directory, os.R_OK | os.X_OK):
-        return f"{printable(directory)}: is no directory that we can read"
-    return None
+        return f"{name}: {(error.strerror or str(error)).lower()}"
+    except MaintlockError as error:
+        return str(error)
+    return None if os.access(directory, os.R_OK | os.X_OK) else f"{name}: we may not read it"
 
 
 def read_daemons(scene: Scene) -> dict[str, bool]:

@@ -63,7 +63,7 @@ def test_it_tells_who_has_the_lease(page: Browser, told: str) -> None:
     text = page.value("document.body.innerText")
     for words in (
         "primary-dev-sync has the lease",
-        "alice@laptop",
+        "ada@laptop",
         "scheduled",
         "of 6h00m",
         "orchestrator, supervised",
@@ -109,6 +109,23 @@ CONTRASTS = """
     return [(a + 0.05) / (b + 0.05), e.textContent.trim().slice(0, 40)]; }).filter(([ratio]) => ratio < 4.5);
 })()
 """
+
+
+DOTS_ASIDE = """
+[...document.querySelectorAll('.events li')].filter(li => {
+  const [time, dot] = ['time', '.dot'].map(part => li.querySelector(part).getBoundingClientRect());
+  const middle = (dot.top + dot.bottom) / 2;
+  return middle < time.top || middle > time.bottom;
+}).length
+"""
+
+
+def test_a_dot_stands_at_the_first_line(page: Browser, told: str) -> None:
+    """On a phone, where an event takes several lines, its dot stands beside the first one."""
+    page.show_as(width=PHONE, height=800, is_phone=True)
+    open_and_keep(page, told)
+    assert page.value("Math.max(...[...document.querySelectorAll('.events .what')].map(e => e.offsetHeight))") > 30
+    assert page.value(DOTS_ASIDE) == 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

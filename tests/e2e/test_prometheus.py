@@ -163,7 +163,7 @@ SHOWS: dict[str, dict[str, tuple[Reading, Any]]] = {
     "Collisions found": {"lockfile_replaced": (count, 1), "unleased_process": ANY},
     "Daemons": {"chroma": (values, {0, 1})},
     "What can be read": dict.fromkeys(
-        ("everything", "lease", "tasks", "counters", "collisions", "daemons", "build"), (values, {1})
+        ("everything", "lease", "presence", "tasks", "counters", "collisions", "daemons", "build"), (values, {1})
     ),
     "Time per scrape": {"here": ANY},
 }

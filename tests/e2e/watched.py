@@ -106,6 +106,7 @@ class Story:
                     legend = ", ".join(labels[name] for name in sorted(labels) if name not in {"instance", "lease"})
                 if len(targets) > 1 and not target["legendFormat"]:
                     legend = f"{target['refId']}: {legend}"
+                assert legend not in drawn, f"two lines are called {legend}"
                 drawn[legend] = [(at, float(value)) for at, value in series["values"] if not math.isnan(float(value))]
         return {legend: points for legend, points in drawn.items() if points}
 
@@ -118,7 +119,7 @@ class Story:
         chosen = {"job": "maintlock", "instance": re.escape(self.instance).replace("\\", "\\\\")}
         for name, value in chosen.items():
             expr = expr.replace(f"${name}", f"({value}|another)")
-        expr = re.sub(r"\$__(rate_interval|range)|(?<=\[)1m(?=\])", whole, expr)
+        expr = re.sub(r"\$__(rate_interval|range)|(?<=\[)5m(?=\])", whole, expr)
         # What is seen once is there until the next look, which follows the sooner the later this one was.
         answer = get(f"{self.url}/api/v1/query_range", query=expr, start=self.began, end=self.ended + 1, step=0.1)
         return list(json.loads(answer)["data"]["result"])

@@ -4,6 +4,7 @@ import gzip
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -11,18 +12,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
 import maintlock
-from maintlock import config, ledger, migrations
+from maintlock import config, events, ledger, migrations, pending
+from maintlock.errors import UnavailableError
+from maintlock.times import rfc3339
+from maintlock_exporter import page
 from maintlock_exporter.application import Application, hosts_of
 from maintlock_exporter.scene import Scene
 from maintlock_exporter.server import WAIT_SECONDS, Server
@@ -169,6 +174,7 @@ def test_a_textfile_is_written_whole(lock: Lock, settings: Path, tmp_path: Path)
 
 def test_a_textfile_that_cannot_be_written(lock: Lock, settings: Path, tmp_path: Path) -> None:
     """A directory that is not there is named, with exit 73 and no traceback."""
+    lock.directory.mkdir(mode=0o700)
     done = run(lock, "--textfile", str(tmp_path / "nowhere" / "x.prom"), "--config", str(settings))
     assert done.returncode == 73
     assert len(done.stderr.splitlines()) == 1 and "nowhere/x.prom" in done.stderr
@@ -458,6 +464,22 @@ def damage(directory: Path, kind: str) -> None:
         database.symlink_to(directory / "elsewhere.db")
 
 
+def failed(found: Mapping[str, float]) -> set[str]:
+    """Return the collectors that have failed."""
+    prefix = 'scrape_collector_success{collector="'
+    return {
+        name.removeprefix(prefix).removesuffix('"}')
+        for name, value in found.items()
+        if name.startswith(prefix) and not value
+    }
+
+
+def told_of_the_ledger(found: Mapping[str, float]) -> list[str]:
+    """Return the series that only the ledger can tell."""
+    names = ("waiters", "oldest_waiter", "lease_nesting_depth", "collision_active", "task_", "events_dropped")
+    return [name for name in found if name.startswith(names) or "_total{" in name or "_bucket{" in name]
+
+
 @pytest.mark.parametrize("kind", ["torn", "no database", "newer", "fifo", "symlink"])
 def test_a_bad_ledger_is_said(headless: Headless, exporter: Exporter, kind: str) -> None:
     """With a ledger that is torn, hostile or of a newer schema `up` is 0, its collectors have failed, and the rest is told."""
@@ -467,14 +489,11 @@ def test_a_bad_ledger_is_said(headless: Headless, exporter: Exporter, kind: str)
     damage(headless.directory, kind)
     found = exporter.series()
     assert found["up"] == 0
-    assert (
-        found['scrape_collector_success{collector="counters"}']
-        == found['scrape_collector_success{collector="tasks"}']
-        == 0
-    )
-    assert found['scrape_collector_success{collector="build"}'] == 1
+    assert failed(found) >= {"presence", "tasks", "counters", "collisions"} and "build" not in failed(found)
+    assert told_of_the_ledger(found) == []
     answer, body = exporter.get("/")
-    assert answer.status in {200, 503} and b"ledger.db" in body
+    assert answer.status == 200 and b"ledger.db" in body and b"next: <code>maintlock doctor" in body
+    assert b"Nobody held it" not in body and b"Nothing has happened" not in body
     assert exporter.get("/-/ready")[0].status == 503
 
 
@@ -518,7 +537,7 @@ def test_a_bad_sidecar_is_said(headless: Headless, exporter: Exporter, content: 
 
 
 def test_a_state_directory_that_goes_and_comes_back(headless: Headless, exporter: Exporter) -> None:
-    """While the state directory is gone `up` is 0, and nothing makes it anew; once it is back everything is told again."""
+    """While the state directory is gone `up` is 0 and nothing of it is told, no zeros either; once it is back, all is again."""
     headless.wrap("-t", "kbSync", "--", "true")
     ledger.drain(str(headless.directory), now=time.time())
     before = exporter.series()
@@ -526,11 +545,90 @@ def test_a_state_directory_that_goes_and_comes_back(headless: Headless, exporter
     headless.directory.rename(away)
     found = exporter.series()
     assert (found["up"], before["up"], headless.directory.exists()) == (0, 1, False)
-    assert found['scrape_collector_success{collector="build"}'] == 1
-    assert exporter.get("/")[0].status == 200
+    assert failed(found) == {"lease", "presence", "tasks", "counters", "collisions"}
+    assert told_of_the_ledger(found) == [] and not [name for name in found if name.startswith("lease_")]
     away.rename(headless.directory)
     after = exporter.series()
-    assert (after["up"], after['runs_total{task="kbSync"}']) == (1, before['runs_total{task="kbSync"}'])
+    assert (after["up"], failed(after), after.keys()) == (1, set(), before.keys())
+    counters = [name for name in before if "_total{" in name]
+    assert [after[name] for name in counters] == [before[name] for name in counters]
+
+
+def test_the_page_of_a_state_directory_that_is_gone(headless: Headless, exporter: Exporter) -> None:
+    """Without its state directory the page claims nothing, and says what to run; so does one that was never made."""
+    headless.directory.rmdir()
+    never_there = Exporter(started(headless, headless.directory.with_name("maintlock.toml"))[0].port)
+    for asked in (exporter, never_there):
+        answer, body = asked.get("/")
+        text = body.decode()
+        assert answer.status == 200
+        assert "does not exist (yet, or any more)" in text and "next: <code>maintlock doctor" in text
+        assert '<span class="pill unknown">unknown</span>' in text and ">free<" not in text
+        for claim in ("Nobody has the lease", "Nobody held it", "Nothing has happened"):
+            assert claim not in text
+        assert b"does not exist (yet, or any more)" in asked.get("/-/ready")[1]
+        assert json.loads(asked.get("/api/v1/status")[1])["state"] == "free", "as `status --json` says"
+
+
+def test_a_state_directory_that_was_never_there(headless: Headless, settings: Path) -> None:
+    """Before the first job has made the state directory all series are at 0, so that no count is missed, and `up` is 0."""
+    exporter, _ = started(headless, settings)
+    before = exporter.series()
+    assert (before["up"], failed(before), before['runs_total{task="kbSync"}']) == (0, set(), 0)
+    assert not headless.directory.exists()
+    headless.wrap("-t", "kbSync", "--", "true")
+    after = exporter.series()
+    assert (after["up"], after['runs_total{task="kbSync"}']) == (1, 1)
+    assert after.keys() == before.keys()
+
+
+def test_a_textfile_of_a_state_directory_that_is_gone(lock: Lock, settings: Path, tmp_path: Path) -> None:
+    """What writes text files has no memory: where there is no state directory it tells of no counter."""
+    target = tmp_path / "maintlock.prom"
+    assert run(lock, "--textfile", str(target), "--config", str(settings)).returncode == 0
+    assert "\nmaintlock_up 0.0\n" in target.read_text() and "\nmaintlock_runs_total" not in target.read_text()
+
+
+def test_a_job_that_works_on_without_its_state_directory(headless: Headless, exporter: Exporter) -> None:
+    """A job whose state directory is removed under it is told of, beside what cannot be read."""
+    headless.hold("kbSync")
+    headless.directory.rename(headless.directory.with_name("away"))
+    found = exporter.series()
+    assert found['lease_state{maintlock_lease_state="orphaned"}'] == found["lease_held{}"] == 1
+    assert failed(found) == {"presence", "tasks", "counters", "collisions"}
+    text = exporter.get("/")[1].decode()
+    assert "works on" in text or "work on" in text
+    assert "does not exist (yet, or any more)" in text
+    headless.directory.with_name("away").rename(headless.directory)
+
+
+def test_one_bad_lease_is_its_own(headless: Headless, tmp_path: Path) -> None:
+    """A lock file that is not trusted costs its own lease, in metrics and on the page, and says what to run."""
+    settings = tmp_path / "maintlock.toml"
+    settings.write_text(CONFIG + '[tasks.train]\nlease = "gpu"\n')
+    headless.hold("kbSync")
+    (headless.directory / "gpu.lock").symlink_to(tmp_path / "elsewhere")
+    exporter, _ = started(headless, settings)
+    found = exporter.series()
+    assert found["lease_held{}"] == 1 and found['lease_holder_info{source="cli",task="kbSync"}'] == 1
+    assert found['runs_total{lease="gpu",task="train"}'] == 0
+    assert [name for name in found if name.startswith(("lease_", "waiters")) and "gpu" in name] == []
+    assert (found["up"], failed(found)) == (0, {"lease", "presence", "collisions"})
+    answer, body = exporter.get("/")
+    text = body.decode()
+    assert answer.status == 200 and "kbSync has the lease" in text
+    assert "gpu.lock: is a symlink" in text and '<span class="pill unknown">unknown</span>' in text
+
+
+def test_a_page_that_cannot_be_made_refreshes_itself(tmp_path: Path, settings: Path) -> None:
+    """What is answered in place of the page is asked for again like it; nothing else is."""
+    with served(tmp_path / "state", settings) as (exporter, server):
+        watcher = server.get_app()._watcher
+        for error, status in ((UnavailableError("broken"), 503), (ValueError("odd"), 500)):
+            watcher.look = Mock(side_effect=error)
+            assert [(answer.status, answer.getheader("Refresh")) for answer, _ in map(exporter.get, ("/", "/-/ready"))] == [
+                (status, "5"), (status, None),
+            ]  # fmt: skip
 
 
 def test_a_directory_that_others_could_write(headless: Headless, exporter: Exporter) -> None:
@@ -539,6 +637,85 @@ def test_a_directory_that_others_could_write(headless: Headless, exporter: Expor
     assert exporter.series()["up"] == 0
     answer, body = exporter.get("/api/v1/status")
     assert answer.status == 503 and b"chmod" in body
+
+
+# The page
+
+
+def test_the_holder_is_in_the_timeline_however_long(headless: Headless, exporter: Exporter) -> None:
+    """Who has had the lease for more than a day is in the timeline, and so are earlier grants under 9,000 deferrals."""
+    held = headless.hold("kbSync")
+    until(lambda: headless.sidecar()["job_pid"])
+    now = time.time()
+    sidecar = headless.directory / f"{LEASE}.json"
+    sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), "acquired_at": rfc3339(now - 30 * 3600)}))
+    about = {"lease": LEASE, "task": "backup", "lease_id": "earlier"}
+    told = [
+        events.new("acquired", at=now - 7200, **about),
+        events.new("released", at=now - 7000, seconds=200.0, outcome="failed", **about),
+    ]
+    about = {"lease": LEASE, "task": "summary", "blocked_by": "kbSync", "reason_code": "lease-held"}
+    told += [events.new("deferred", at=now - 6000 + number / 2, **about) for number in range(9000)]
+    assert pending.append(str(headless.directory), told)
+    ledger.drain(str(headless.directory), now=now)
+    text = exporter.get("/")[1].decode()
+    assert "Nobody held it" not in text
+    assert re.search(r'<rect class="bar running" x="0.0" width="100.0"', text)
+    assert text.count('<rect class="bar failed"') == 1
+    held.popen.kill()
+
+
+def test_the_last_events_are_shown_however_old(headless: Headless, exporter: Exporter) -> None:
+    """The last 20 events are shown whatever their age."""
+    old = time.time() - 9 * 86400
+    about = {"lease": LEASE, "task": "kbSync", "blocked_by": "backup", "reason_code": "lease-held"}
+    assert pending.append(
+        str(headless.directory), [events.new("deferred", at=old + number, **about) for number in range(30)]
+    )
+    text = exporter.get("/")[1].decode()
+    assert text.count("stood back for backup") == 20
+    assert "Nobody held it." in text
+
+
+def test_leases_in_use_come_before_free_ones(headless: Headless, tmp_path: Path) -> None:
+    """The default lease stands first, then those that somebody has, then the others by name."""
+    settings = tmp_path / "maintlock.toml"
+    settings.write_text("".join(f'[tasks.t{name}]\nlease = "{name}"\n' for name in ("a-first", "b-second", "z-last")))
+    headless.hold("tz-last", "--lease", "z-last")
+    exporter, _ = started(headless, settings)
+    text = exporter.get("/")[1].decode()
+    assert re.findall(r'aria-label="lease ([\w-]+)"', text) == [LEASE, "z-last", "a-first", "b-second"]
+
+
+def test_all_processes_are_counted(headless: Headless, exporter: Exporter) -> None:
+    """The page counts all processes of the job, also those that it has no room for."""
+    headless.hold("kbSync", script="for i in $(seq 55); do sleep 1000 & done; echo ready; read x")
+    shown = int(re.search(r"<h2>Processes <small>(\d+), ", exporter.get("/")[1].decode())[1])
+    assert shown == len(headless.status()["holder"]["processes"]) == 57
+
+
+def test_jobs_inside_one_another(headless: Headless, exporter: Exporter) -> None:
+    """The page shows what has joined below what it runs in, and the depth counts the levels, not the jobs (R7)."""
+    inner = "maintlock-wrap -t inner -- sh -c 'echo ready; read x'"
+    sibling = "maintlock-wrap -t sibling -- sh -c 'exec sleep 1000' & "
+    held = headless.hold("kbSync", script=f'{sibling}maintlock-wrap -t backup -- sh -c "{inner}; true"; kill $!; true')
+    until(lambda: len(headless.status()["nested"]) == 3, "all to have joined")
+    assert exporter.series()["lease_nesting_depth{}"] == 2
+    text = exporter.get("/")[1].decode()
+    card = re.search(r"Joined the job</h2>(.*?)</ul>", text, re.DOTALL)[1]
+    rows = re.findall(r'<span class="what">(<span class="branch">)?.*?(backup|inner|sibling)', card)
+    assert sorted(rows) == [("", "backup"), ("", "sibling"), ('<span class="branch">', "inner")]
+    held.popen.stdin.close()
+    assert held.popen.wait() == 0
+
+
+def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a state directory is named, nobody needs a home: the page names it in its commands."""
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", Mock(side_effect=KeyError))
+    scene = Scene(directory=str(tmp_path), config=config.load(None), started_at=time.time())
+    assert page.command(scene, "doctor") == f"maintlock doctor --state-dir {tmp_path}"
 
 
 # Watching
@@ -587,8 +764,29 @@ def test_a_heavy_process_outside_the_lease(headless: Headless, tmp_path: Path) -
         lambda: (now := exporter.series())['collision_active{kind="unleased_process"}'] and now, "the collision"
     )
     assert found['collision_active{kind="inherited"}'] == 0
-    page = exporter.get("/")[1].decode()
-    assert "works outside the lease: kbSync (pid" in page and "next: <code>maintlock doctor" in page
+    text = exporter.get("/")[1].decode()
+    assert "works outside the lease: kbSync (pid" in text and "next: <code>maintlock doctor" in text
+
+
+@pytest.mark.parametrize(("kind", "count"), [("unleased_process", 1), ("inherited", 2)])
+def test_what_the_orchestrator_has_told_is_told_once(headless: Headless, tmp_path: Path, kind: str, count: int) -> None:
+    """Heavy processes that the orchestrator has told of are one collision, in metrics and on the page (L13, R8)."""
+    script = tmp_path / f"heavy.{os.getpid()}.{tmp_path.name}.sh"
+    script.write_text("echo ready; read x\n")
+    settings = tmp_path / "maintlock.toml"
+    settings.write_text(f'[tasks.kbSync]\nmatch = "{script.name}"\n')
+    running = [headless.start(str(script), program="/bin/sh", stdin=subprocess.PIPE) for _ in range(count)]
+    for one in running:
+        one.until_line("ready")
+    subprocess.run([MAINTLOCK, "orchestrate", "--once", "--config", settings], env=headless.env(), check=True)
+    exporter, _ = started(headless, settings)
+    found = exporter.series()
+    assert {name for name, value in found.items() if name.startswith("collision_active") and value} == {
+        f'collision_active{{kind="{kind}"}}'
+    }
+    text = exporter.get("/")[1].decode()
+    assert text.count('<div class="trouble">') == 1
+    assert all(f"kbSync (pid {one.pid})" in text for one in running)
 
 
 def test_daemons(headless: Headless, tmp_path: Path) -> None:
@@ -618,7 +816,7 @@ HOSTILE = "</title><script>alert(1)</script>\"'><img src=x onerror=alert(2)>\x1b
 def test_hostile_names_on_the_page(headless: Headless, exporter: Exporter, require: Callable[[str], str]) -> None:
     """Whatever owner, reason and command say, the page shows as text, with nothing in it that steers a terminal or a reader."""
     headless.hold("kbSync", "--owner", HOSTILE, "--reason", HOSTILE, script=f"# {HOSTILE}\necho ready; read x")
-    page = exporter.get("/")[1].decode()
-    assert "<script" not in page and "<img" not in page and "49" not in page.partition("onerror")[2][:60]
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    assert "\x1b" not in page and "\u202e" not in page
+    text = exporter.get("/")[1].decode()
+    assert "<script" not in text and "<img" not in text and "49" not in text.partition("onerror")[2][:60]
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "\x1b" not in text and "\u202e" not in text

@@ -5,7 +5,8 @@ import os
 import sqlite3
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,19 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
-from maintlock import config, events, history, ledger
+from maintlock import config, events, history, ledger, marks, observe, process
 from maintlock.errors import UnavailableError
 from maintlock.history import Snapshot
+from maintlock.model import replace
 from maintlock.outside import Outside
 from maintlock.process import Stat
 from maintlock.report import Status
-from maintlock_exporter import sentences, timeline
+from maintlock.times import rfc3339
+from maintlock_exporter import sentences, timeline, trees
 from maintlock_exporter.application import host_in, hosts_of, registry_for
 from maintlock_exporter.collectors import Exporter
 from maintlock_exporter.keeper import LedgerKeeper
-from maintlock_exporter.page import Clock, tree, troubles
+from maintlock_exporter.page import Clock, troubles
 from maintlock_exporter.rated import Rated
 from maintlock_exporter.scene import Scene
 from maintlock_exporter.shared import Shared
@@ -153,8 +156,8 @@ def test_what_is_broken_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("reading", "down"),
     [
-        ("status", {"lease", "collisions"}),
-        ("snapshot", {"tasks", "counters"}),
+        ("status", {"lease", "presence", "collisions"}),
+        ("snapshot", {"presence", "tasks", "counters", "collisions"}),
         ("outside", {"collisions"}),
         ("daemons", {"daemons"}),
     ],
@@ -162,10 +165,54 @@ def test_what_is_broken_is_said(tmp_path: Path) -> None:
 def test_a_broken_reading_is_nobody_elses(tmp_path: Path, reading: str, down: set[str]) -> None:
     """A reading that fails fails those collectors only that ask for it."""
     found = series(exposition(scene_in(tmp_path), **{reading: broken}))
-    told = {name for name in ("lease", "tasks", "counters", "collisions", "daemons", "build")
+    told = {name for name in ("lease", "presence", "tasks", "counters", "collisions", "daemons", "build")
             if found[f'maintlock_scrape_collector_success{{collector="{name}"}}'] == 0}  # fmt: skip
     assert told == down
     assert found["maintlock_up"] == (0 if reading == "snapshot" else 1)
+
+
+def test_one_bad_lease_costs_the_others_nothing(tmp_path: Path) -> None:
+    """Of a lease that cannot be read there are no series, and its collectors have failed; the other leases have theirs."""
+    scene = scene_in(tmp_path, '[tasks.kbSync]\n[tasks.light]\nlease = "second"\n')
+    found = series(exposition(scene, lambda lease: broken() if lease == "second" else HELD))
+    for name in ("lease_held", "lease_holder_pid", "waiters", "lease_nesting_depth"):
+        assert found[f'maintlock_{name}{{lease="{LEASE}"}}'] >= 1
+        assert f'maintlock_{name}{{lease="second"}}' not in found
+    assert found[f'maintlock_collision_active{{kind="lockfile_replaced",lease="{LEASE}"}}'] == 1
+    assert found['maintlock_runs_total{lease="second",task="light"}'] == 0
+    failed = {name for name in ("lease", "presence", "tasks", "counters", "collisions")
+              if found[f'maintlock_scrape_collector_success{{collector="{name}"}}'] == 0}  # fmt: skip
+    assert failed == {"lease", "presence", "collisions"}
+
+
+def test_a_collision_is_told_once(tmp_path: Path) -> None:
+    """A heavy process that an open collision names is no second one; another beside it is (L13)."""
+    scene, kinds = scene_in(tmp_path), ("inherited", "unleased_process")
+    one, other = [process.read_stat(pid) for pid in (os.getpid(), os.getppid())]
+    found = [Outside(task="kbSync", lease=LEASE, stat=stat) for stat in (one, other)]
+    opened = marks.event_id("inherited", [one, other], 1)
+    write(scene, events.new("collision", event_id=opened, at=NOW, lease=LEASE, reason_code="inherited"))
+    status = Once(lambda lease: observe.read_status(scene.places(lease), NOW))
+    told = series(exposition(scene, status, outside=lambda: found))
+    assert [told[f'maintlock_collision_active{{kind="{kind}",lease="{LEASE}"}}'] for kind in kinds] == [1, 0]
+    found.append(Outside(task="kbSync", lease=LEASE, stat=replace(other, start_ticks=1)))
+    told = series(exposition(scene, status, outside=lambda: found))
+    assert [told[f'maintlock_collision_active{{kind="{kind}",lease="{LEASE}"}}'] for kind in kinds] == [1, 1]
+
+
+def test_how_a_task_ran_last(tmp_path: Path) -> None:
+    """A run that was stopped, or of which nobody knows how long it took, changes neither success nor duration (R9)."""
+    scene = scene_in(tmp_path)
+    seen = []
+    for fence, outcome in enumerate(("failed", "stopped", "completed", "stopped", "failed", "lost"), 1):
+        told = run("kbSync", NOW - 1000 + 100 * fence, float(fence), outcome, f"g{fence}", fence=fence)
+        if outcome == "lost":
+            told[1] |= {"event": "stale_cleaned", "seconds": None}
+        write(scene, *told)
+        found = series(exposition(scene))
+        names = ("task_last_run_success", "task_last_run_duration_seconds")
+        seen.append(tuple(found[f'maintlock_{name}{{lease="{LEASE}",task="kbSync"}}'] for name in names))
+    assert seen == [(0, 1), (0, 2), (1, 3), (1, 4), (0, 5), (0, 5)]
 
 
 def test_a_failure_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -181,7 +228,9 @@ def test_a_failure_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         list(exporter.collect())
     told = [(record.event, record.collector) for record in caplog.records]
     assert sorted(told) == sorted(
-        (event, name) for event in ("collect_failed", "collect_recovered") for name in ("lease", "collisions")
+        (event, name)
+        for event in ("collect_failed", "collect_recovered")
+        for name in ("lease", "presence", "collisions")
     )
 
 
@@ -355,6 +404,24 @@ def test_hosts(header: str, *, is_ours: bool) -> None:
     assert (host_in(header) in hosts_of("127.0.0.1", ["Box"])) is is_ours
 
 
+@pytest.mark.parametrize(
+    ("option", "header"),
+    [
+        ("bar:8080", "bar:8080"), ("bar:8080", "BAR"), ("[fd00::7]", "[fd00::7]:9817"), ("[fd00::7]:9817", "[FD00::7]"),
+        ("fd00::7", "[fd00::7]:9817"), ("FD00::7", "[fd00::7]"), ("192.0.2.7:80", "192.0.2.7"),
+    ],
+)  # fmt: skip
+def test_hosts_that_are_allowed(option: str, header: str) -> None:
+    """A name or address may be allowed as it stands in a `Host` header, with port and brackets, or without."""
+    assert host_in(header) in hosts_of("127.0.0.1", [option])
+
+
+@pytest.mark.parametrize("option", ["", "[", "[]", "[::1]x", ":80"])
+def test_nothing_is_no_name(option: str) -> None:
+    """An option without a name allows no empty `Host`."""
+    assert "" not in hosts_of("127.0.0.1", [option])
+
+
 # The ledger is kept open
 
 
@@ -446,16 +513,36 @@ def event(kind: str, at: float, lease_id: str | None = "a", **more: Any) -> dict
     return {**empty, **events.new(kind, at=at, lease=LEASE, lease_id=lease_id), "task": "kbSync", **more}
 
 
-def spans(*told: dict[str, Any], holding: str | None = None) -> list[tuple[float, float, str]]:
-    """Return grants as begin and end, in seconds before now, and outcome."""
-    return [(s.since - NOW, s.until - NOW, s.outcome) for s in timeline.spans(told, holding=holding, now=NOW)]
+def spans(*told: dict[str, Any], since: float | None = None) -> list[tuple[float, float, str]]:
+    """Return grants as begin and end, in seconds before now, and outcome; grant `a` goes on, if it has begun."""
+    holder = None if since is None else {"lease_id": "a", "task": "kbSync", "acquired_at": rfc3339(since)}
+    return [(s.since - NOW, s.until - NOW, s.outcome) for s in timeline.spans(told, holder=holder, now=NOW)]
 
 
 def test_spans_of_grants() -> None:
-    """A grant lasts from its beginning to its end; one that began before the window is known by its end, one that goes on lasts until now."""
+    """A grant lasts from its beginning to its end; one that began before the window is known by its end."""
     assert spans(event("acquired", NOW - 50), event("released", NOW - 20, outcome="failed")) == [(-50, -20, "failed")]
     assert spans(event("released", NOW - 20, outcome="completed", seconds=100.0)) == [(-120, -20, "completed")]
-    assert spans(event("acquired", NOW - 50), holding="a") == [(-50, 0, "running")]
+
+
+def test_the_span_of_the_holder() -> None:
+    """Who has the lease has it since its own record says, whatever events there are, and until now or its end."""
+    assert spans(event("acquired", NOW - 50), since=NOW - 50) == [(-50, 0, "running")]
+    assert spans(since=NOW - 90_000) == [(-90_000, 0, "running")]
+    ended = event("acquired", NOW - 50), event("released", NOW - 1, outcome="completed")
+    assert spans(*ended, since=NOW - 50) == [(-50, -1, "completed")]
+    (odd,) = timeline.spans(
+        [event("acquired", NOW - 7)], holder={"lease_id": "a", "task": "x", "acquired_at": "yesterday"}, now=NOW
+    )
+    assert (odd.since, odd.outcome) == (NOW - 7, "running")
+
+
+def test_grants_that_are_dated_ahead() -> None:
+    """No bar reaches beyond now, whatever a clock that was wrong has written."""
+    ahead = event("acquired", NOW + 9000, "b"), event("released", NOW + 9900, "b", outcome="failed")
+    across = event("acquired", NOW - 43200, "c"), event("released", NOW + 86400, "c", outcome="failed")
+    (lane,) = timeline.lanes(timeline.spans([*ahead, *across], holder=None, now=NOW), now=NOW)
+    assert (lane.seconds, [(bar.left, bar.width) for bar in lane.bars]) == (43200.0, [(50.0, 50.0)])
 
 
 def test_a_grant_without_an_end() -> None:
@@ -482,6 +569,17 @@ def test_lanes() -> None:
     assert short.bars[0].left + short.bars[0].width <= 100
 
 
+def test_who_has_the_lease_has_a_lane() -> None:
+    """Who has the lease now stands first, however many others have held it for longer."""
+    grants = [
+        timeline.Span(task=f"t{n}", since=NOW - 1000 * n - 999, until=NOW - 1000 * n, outcome="failed")
+        for n in range(1, 20)
+    ]
+    running = timeline.Span(task="t99", since=NOW - 5, until=NOW, outcome="running")
+    found = timeline.lanes([*grants, running], now=NOW)
+    assert (found[0].task, len(found)) == ("t99", 8)
+
+
 def test_lanes_are_bounded() -> None:
     """However many tasks there were, there are eight lanes, the last of which is for all the others."""
     grants = [
@@ -503,6 +601,9 @@ def test_lanes_are_bounded() -> None:
         ("stood back for backup, lease-held", "odd", {"event": "deferred", "blocked_by": "backup", "reason_code": "lease-held"}),
         ("stood back", "odd", {"event": "deferred"}),
         ("joined sync", "plain", {"event": "nested_started", "parent_task": "sync"}),
+        ("ended inside sync, after 3s", "good", {"event": "nested_finished", "parent_task": "sync", "seconds": 3.0, "exit_code": 0}),
+        ("ended inside sync, exit code 2", "bad", {"event": "nested_finished", "parent_task": "sync", "exit_code": 2}),
+        ("ended", "odd", {"event": "nested_finished"}),
         ("was lost, and cleaned up", "bad", {"event": "stale_cleaned", "outcome": "lost"}),
         ("left a stray record, cleaned up", "bad", {"event": "stale_cleaned"}),
         ("collision: lockfile replaced", "bad", {"event": "collision", "reason_code": "lockfile_replaced"}),
@@ -518,9 +619,35 @@ def test_sentences(text: str, mood: str, fields: dict[str, Any]) -> None:
 def test_a_process_tree() -> None:
     """Children follow their parent, deeper by one; a ring of parents, torn by pids used again, hides nothing else."""
     rows: list[Any] = [{"pid": pid, "name": "x", "rss_bytes": 1} for pid in (5, 6, 7, 8)]
-    found = tree(rows, {5: 1, 6: 5, 7: 6, 8: 5})
+    found = trees.tree(rows, {5: 1, 6: 5, 7: 6, 8: 5})
     assert [(depth, row["pid"]) for depth, row in found] == [(0, 5), (1, 6), (2, 7), (1, 8)]
-    assert [row["pid"] for _, row in tree(rows, {5: 5, 6: 99})] == [5, 6, 7, 8]
+    assert [row["pid"] for _, row in trees.tree(rows, {5: 5, 6: 99})] == [5, 6, 7, 8]
+
+
+def test_how_deep_jobs_run_inside_one_another(spawn_child: Callable[[], int]) -> None:
+    """Two that have joined side by side are one deep, one that has joined inside another's job two."""
+    children = [spawn_child(), spawn_child()]
+    about: Any = {"task": "x", "reason": None, "started_at": ""}
+    siblings = [{**about, "pid": pid} for pid in children]
+    around = {**about, "pid": os.getpid()}
+    assert [trees.depth([]), trees.depth(siblings), trees.depth([*siblings, around])] == [0, 1, 2]
+    assert [(depth, row["pid"]) for depth, row in trees.joined([siblings[0], around, siblings[1]])] == [
+        (0, os.getpid()), (1, children[0]), (1, children[1]),
+    ]  # fmt: skip
+    assert trees.depth([around, around]) == 2, "twice in one process"
+
+
+@pytest.fixture
+def spawn_child() -> Iterator[Callable[[], int]]:
+    """Give a way to start children of this process, which end with the test."""
+    with ExitStack() as stack:
+
+        def start() -> int:
+            child = stack.enter_context(subprocess.Popen(["sleep", "1000"]))
+            stack.callback(child.kill)
+            return child.pid
+
+        yield start
 
 
 def test_troubles_name_the_command_to_run_next(tmp_path: Path) -> None:
@@ -529,18 +656,18 @@ def test_troubles_name_the_command_to_run_next(tmp_path: Path) -> None:
     culprit = Outside(task="kbSync", lease=LEASE, stat=stat)
     scene = scene_in(tmp_path)
     overdue: Status = {**HELD, "holder": {**HOLDER, "overdue": True}}
-    found = {one.kind: one for one in troubles(scene, overdue, [culprit], "ledger.db: torn")}
+    found = {one.kind: one for one in troubles(scene, overdue, [culprit], ["ledger.db: torn"] * 2)}
     there = f"--state-dir {scene.directory}"
     assert {kind: one.command for kind, one in found.items()} == {
         "lockfile replaced": f"maintlock stop {there}", "unleased process": f"maintlock doctor {there}",
-        "overdue": f"maintlock stop {there}", "ledger": f"maintlock doctor {there}",
+        "overdue": f"maintlock stop {there}", "unreadable": f"maintlock doctor {there}",
     }  # fmt: skip
     assert "kbSync (pid 77)" in found["unleased process"].text
     second: Status = {**FREE, "lease": "second", "state": "orphaned", "detail": "pid 5 works on"}
-    (orphaned,) = troubles(scene, second, [], None)
+    (orphaned,) = troubles(scene, second, [], [])
     assert orphaned.command == f"maintlock stop --lease second {there}"
     torn: Status = {**HELD, "holder": None, "sidecar": "malformed", "collisions": []}
-    assert [one.kind for one in troubles(scene, torn, [], None)] == ["malformed"]
+    assert [one.kind for one in troubles(scene, torn, [], [])] == ["malformed"]
 
 
 def test_times_in_words() -> None:
@@ -549,6 +676,7 @@ def test_times_in_words() -> None:
     assert [clock.distance(at) for at in (None, NOW, NOW - 65, NOW + 7200)] == ["never", "now", "1m05s ago", "in 2h00m"]
     assert clock.iso(NOW) == "2026-05-16T19:33:20.000Z"
     assert (clock.lasting("2026-05-16T19:33:10.000Z"), clock.lasting("rubbish")) == ("10s", "?")
+    assert [clock.due(at) for at in (NOW + 65, NOW, NOW - 8040)] == ["in 1m05s", "now", "2h14m late"]
 
 
 def test_an_empty_ledger_is_no_fault(tmp_path: Path) -> None:

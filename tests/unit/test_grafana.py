@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -156,6 +157,26 @@ def test_expressions_parse(promtool: Callable[..., Any], tmp_path: Path) -> None
     assert f"{len(EXPRESSIONS)} rules found" in done.stdout
 
 
+@pytest.mark.parametrize("name", ["Collisions", "Crashes"])
+def test_annotations_are_seen_with_a_scrape_a_minute(promtool: Callable[..., Any], tmp_path: Path, name: str) -> None:
+    """What happened once is marked, also where a minute passes between scrapes."""
+    expr = re.sub(r"\$\w+", ".+", dict(EXPRESSIONS)[name])
+    counter = re.search(r"maintlock_\w+", expr)
+    assert counter is not None
+    test = {
+        "interval": "1m",
+        "input_series": [{"series": f'{counter[0]}{{job="maintlock", instance="laptop"}}', "values": "0x10 1x60"}],
+        "promql_expr_test": [
+            {"expr": f"count({expr}) or vector(0)", "eval_time": f"{minute}m30s", "exp_samples": [{"labels": "{}", "value": is_marked}]}
+            for minute, is_marked in ((10, 0), (11, 1), (14, 1), (40, 0))
+        ],
+    }  # fmt: skip
+    path = tmp_path / "annotations.test.yml"
+    path.write_text(json.dumps({"rule_files": [], "tests": [test]}))
+    done = promtool("test", "rules", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("source", [*EXPRESSIONS, *[(name, (RULES / name).read_text()) for name in ("rules.yml", "alerts.yml")]],
                          ids=lambda source: source[0])  # fmt: skip
 def test_only_what_is_told_is_asked_for(source: tuple[str, str], told: str) -> None:
@@ -262,6 +283,27 @@ def test_runbook_has_a_section_for_each_alert() -> None:
     assert [section.split("\n")[0] for section in sections] == list(ALERTS)
     for section in sections:
         assert re.findall(r"^\*\*(.+?)\*\*", section, re.MULTILINE) == ["What it means.", "How to look.", "What to do."]
+
+
+def test_commands_of_the_page_run_in_order(promtool: Callable[..., Any], tmp_path: Path) -> None:
+    """The commands of docs/watching.md that start no server run one after the other, from the root of a checkout."""
+    shutil.copytree(GRAFANA, tmp_path / "grafana")
+    collected, system = tmp_path / "root/var/lib/prometheus/node-exporter", f"{tmp_path}/root"
+    collected.mkdir(parents=True)
+    blocks = re.findall(r"^```sh\n(.*?)^```$", (ROOT / "docs" / "watching.md").read_text(), re.MULTILINE | re.DOTALL)
+    place, servers, *rest = [re.sub(r"(/(?:etc|var)/)", rf"{system}\1", block) for block in blocks]
+    path = f"{BIN}:{os.environ['PATH']}"
+    env = os.environ | {"PATH": path, "MAINTLOCK_CONFIG": "none", "MAINTLOCK_STATE_DIR": str(tmp_path)}
+    script = "\n".join(["set -e", place.replace("ls ", "echo "), *rest])
+    done = subprocess.run(["sh", "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith(f"{(BIN / 'maintlock').resolve().parents[1]}/share/maintlock\n")
+    assert [file.name for file in collected.iterdir()] == ["maintlock.prom"]
+    assert len(list((tmp_path / "root").glob("**/*grafana/**/maintlock.*"))) == 3
+    alerts = (tmp_path / "grafana/prometheus/alerts.yml").read_text()
+    assert alerts.count("runbook_url: https://git.example/") == len(ALERTS)
+    (config,) = re.findall(r"--config.file=(\S+)", servers)
+    assert promtool("check", "config", config, cwd=tmp_path).returncode == 0
 
 
 @pytest.mark.parametrize("document", ["grafana/runbook.md", "docs/watching.md"])

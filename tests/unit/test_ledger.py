@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from maintlock import entries, flock, history, ledger, migrations, pending, tally
+from maintlock import entries, flock, history, ledger, marks, migrations, pending, process, tally
 from maintlock.history import Snapshot, highest_fence, read_history, read_snapshot, typical_seconds
 from maintlock.ledger import Ledger, LedgerUnavailable, drain
 from maintlock.states import Collision, TaskState
@@ -342,6 +342,62 @@ def test_an_end_without_its_beginning_still_tells_when_the_run_began(tmp_path: P
     assert (state(tmp_path).last_run_at, state(tmp_path).last_success_started_at) == (NOW + 30, NOW + 30)
 
 
+def test_a_clock_that_was_set_back_freezes_no_task(tmp_path: Path) -> None:
+    """What was told under a clock three days ahead gives way to what is told after, drained in between or not (L3, L5)."""
+    ahead = [deferred(1, 3 * DAY), acquired("a", 3 * DAY + 1, 1), released("a", 3 * DAY + 60, 59.0)]
+    for place in (tmp_path / "drained", tmp_path / "pending"):
+        place.mkdir()
+        pending.append(str(place), ahead)
+        if place.name == "drained":
+            drain(str(place), now=NOW + 3 * DAY + 60)
+        pending.append(str(place), [deferred(2, 10), deferred(3, 20)])
+        if place.name == "drained":
+            drain(str(place), now=NOW + 20)
+            assert (state(place).consecutive_deferrals, state(place).deferred_since) == (2, NOW + 10)
+        pending.append(str(place), [acquired("b", 30, 2), released("b", 40, 10.0, outcome="failed")])
+        drain(str(place), now=NOW + 40)
+        found = state(place)
+        assert (found.last_run_at, found.last_outcome, found.has_succeeded) == (NOW + 30, "failed", False)
+        assert (found.consecutive_deferrals, found.last_run_seconds) == (0, 10.0)
+
+
+def test_a_clock_that_was_set_back_keeps_no_collision_open(tmp_path: Path) -> None:
+    """A collision dated three days ahead is over with the clearing, or the grant, that is told after it (R8)."""
+    replaced = event("collision", "c1", 3 * DAY, reason_code="lockfile_replaced")
+    enter(tmp_path, event("collision", "c2", 3 * DAY, reason_code="inherited"), replaced, now=NOW + 3 * DAY)
+    enter(tmp_path, event("collision_cleared", "c3", 5, reason_code="inherited"), acquired("a", 5, 1), now=NOW + 5)
+    assert snapshot(tmp_path).collisions == []
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "has_succeeded"),
+    [
+        ("stopped", False),
+        ("completed stopped", True),
+        ("failed completed stopped", True),
+        ("completed failed unknown", False),
+        ("completed lost", False),
+        ("timed_out completed", True),
+    ],
+)
+def test_a_run_that_was_stopped_is_neither_success_nor_failure(
+    tmp_path: Path, outcomes: str, *, has_succeeded: bool
+) -> None:
+    """Whether a task succeeded last is told by its last run that did or failed, in whatever order they are told (R9)."""
+    for number, outcome in reversed(list(enumerate(outcomes.split(), 1))):
+        told = {"outcome": outcome, "exit_code": None}
+        if outcome == "lost":
+            told["event"] = "stale_cleaned"
+        enter(tmp_path, released(f"g{number}", 10 * number, 5.0, **told))
+    assert state(tmp_path).has_succeeded is has_succeeded
+
+
+def test_a_run_of_unknown_length_leaves_the_known_one(tmp_path: Path) -> None:
+    """A run that was lost, or became its command, says nothing of how long one takes; it is the last one all the same."""
+    enter(tmp_path, acquired("a", 0, 1), released("a", 7, 7.0), acquired("b", 10, 2), acquired("c", 20, 3))
+    assert (state(tmp_path).last_outcome, state(tmp_path).last_run_seconds) == ("lost", 7.0)
+
+
 def test_the_next_grant_closes_every_earlier_open_one_as_lost(tmp_path: Path) -> None:
     """Grants follow one another, so one without an end has ended by the next beginning: exactly once, as `lost`."""
     enter(
@@ -397,6 +453,38 @@ def test_collisions_open_count_and_clear(tmp_path: Path) -> None:
     assert counter(tmp_path, "collisions_total", kind="unleased_process") == 2
     enter(tmp_path, event("collision_cleared", "c3", 9, reason_code="unleased_process"))
     assert snapshot(tmp_path).collisions == []
+
+
+def collision(kind: str, at: float, *children: subprocess.Popen[str]) -> dict[str, Any]:
+    """Return that heavy processes were found outside the lease."""
+    named = marks.event_id(kind, [process.read_stat(child.pid) for child in children], round(at * 1000))
+    return event("collision", named, at, reason_code=kind, detail=named)
+
+
+def test_a_collision_whose_end_nobody_told_gives_way_to_a_new_one(
+    tmp_path: Path, spawn: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """When all that a collision names is gone, as under a killed orchestrator, the next of its kind is a new one (R8)."""
+    first, second = spawn("input()"), spawn("input()")
+    enter(tmp_path, collision("inherited", 0, first))
+    first.kill()
+    first.wait()
+    told = collision("inherited", 10, second)
+    enter(tmp_path, told)
+    assert snapshot(tmp_path).collisions == [Collision("inherited", told["id"], NOW + 10, told["id"])]
+
+
+def test_a_collision_names_all_who_are_part_of_it(tmp_path: Path, spawn: Callable[..., subprocess.Popen[str]]) -> None:
+    """One that goes on with another process lasts since its beginning, and until the last of them is gone (R8)."""
+    first, second = spawn("input()"), spawn("input()")
+    enter(tmp_path, collision("unleased_process", 0, first), collision("unleased_process", 10, second))
+    (found,) = snapshot(tmp_path).collisions
+    assert found.since == NOW
+    assert marks.within(found.id) == {marks.of(process.read_stat(child.pid)) for child in (first, second)}
+    for child, is_over in ((first, False), (second, True)):
+        child.kill()
+        child.wait()
+        assert marks.is_over(found.id) is is_over
 
 
 def test_a_later_grant_clears_a_replaced_lock_file(tmp_path: Path) -> None:
@@ -518,6 +606,12 @@ def test_history_is_oldest_first_and_the_limit_keeps_the_newest(tmp_path: Path) 
     assert order(task="kbSync", limit=1) == [5]
     assert order(since=NOW + 3) == [3, 4, 5]
     assert order(event="present") == order(event="released") == []
+    assert order(extra=extra, event=("acquired", "released", "present")) == [0]
+    pending.append(str(tmp_path), [acquired("h", 7, 2), released("h", 8, 1.0)])
+    for _ in range(2):
+        assert order(event=["acquired", "released"]) == [7, 8]
+        assert order(event=["acquired", "released"], limit=1) == [8]
+        drain(str(tmp_path), now=NOW)
     assert order(lease="other") == [9]
 
 
@@ -891,7 +985,7 @@ def _strange(path: Path) -> None:
     path.unlink()
     db = sqlite3.connect(path)
     db.execute("CREATE TABLE events (a)")
-    db.execute("PRAGMA user_version = 1")
+    db.execute(f"PRAGMA user_version = {len(migrations.MIGRATIONS)}")
     db.close()
 
 
@@ -994,10 +1088,28 @@ def test_a_ledger_is_brought_to_the_newest_schema_step_by_step(tmp_path: Path, m
     monkeypatch.setattr(migrations, "MIGRATIONS", (*broken[:-1], "ALTER TABLE events ADD COLUMN remark TEXT"))
     drain(str(tmp_path), now=NOW)
     db = sqlite3.connect(tmp_path / ledger.DATABASE)
-    assert db.execute("PRAGMA user_version").fetchone() == (3,)
+    assert db.execute("PRAGMA user_version").fetchone() == (len(migrations.MIGRATIONS),)
     db.close()
     assert read_history(str(tmp_path))[:2] == history
     assert snapshot(tmp_path).counters.items() > before.counters.items()
+
+
+def test_a_ledger_of_the_first_schema_knows_its_failing_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task whose last run had failed when the ledger was migrated is still known to have failed, and no other is."""
+    db = sqlite3.connect(tmp_path / ledger.DATABASE)
+    with monkeypatch.context() as patch:
+        patch.setattr(migrations, "MIGRATIONS", migrations.MIGRATIONS[:1])
+        migrations.migrate(db)
+    for task, outcome in (("kbSync", "timed_out"), ("backup", "completed"), ("dream", "stopped")):
+        row = (LEASE, task, outcome, NOW - 5, NOW - 9, 0)
+        columns = "lease, task, last_outcome, last_ended_at, last_success_at, consecutive_deferrals"
+        db.execute(f"INSERT INTO tasks ({columns}) VALUES (?, ?, ?, ?, ?, ?)", row)
+    db.commit()
+    db.close()
+    enter(tmp_path, deferred(1, 0))
+    assert {task: state(tmp_path, task).has_succeeded for task in ("kbSync", "backup", "dream")} == {
+        "kbSync": False, "backup": True, "dream": True,
+    }  # fmt: skip
 
 
 def test_history_is_forgotten_and_totals_are_not(tmp_path: Path) -> None:

@@ -333,8 +333,23 @@ def test_lock_file_replaced_under_its_holder(here: Here, replacement: str) -> No
         Path(here.places.lock).touch(mode=0o600)
     found = here.status()
     assert (found["state"], found["sidecar"]) == ("held", "valid")
-    assert [(row["kind"], row["since"]) for row in found["collisions"]] == [("lockfile_replaced", rfc3339(NOW))]
+    assert [row["kind"] for row in found["collisions"]] == ["lockfile_replaced"]
     assert "kbSync" in str(found["detail"])
+
+
+def test_since_when_a_lock_file_may_have_been_replaced(here: Here) -> None:
+    """A replacement that nobody has recorded lasts since the new file's last change, or the grant where there is none."""
+    here.hold()
+    os.unlink(here.places.lock)
+    assert [row["since"] for row in here.status()["collisions"]] == [rfc3339(NOW - 190)]
+    Path(here.places.lock).touch(mode=0o600)
+    changed_at = os.stat(here.places.lock).st_ctime
+    for now in (changed_at + 60, changed_at + 120):
+        found = observe.read_status(here.places, now)
+        assert [row["since"] for row in found["collisions"]] == [rfc3339(max(changed_at, NOW - 190))]
+    here.write_line(started_at=changed_at + 30)
+    (found,) = observe.read_status(here.places, changed_at + 60)["collisions"]
+    assert found["since"] == rfc3339(changed_at + 30), "a file that was there before the grant"
 
 
 def test_known_collision_is_told_once(here: Here) -> None:
