@@ -58,22 +58,22 @@ def _run(said: Namespace) -> int:
 
 def _loop(orchestrator: Orchestrator, waker: Waker) -> None:
     """Pass after pass, until TERM or INT."""
-    poll_at = 0.0
+    poll_deadline = 0.0
     while True:
         now = time.monotonic()
-        if now >= poll_at:
-            poll_at = now + orchestrator.config.poll_interval
+        if now >= poll_deadline:
+            poll_deadline = now + orchestrator.config.poll_interval
             orchestrator.run_pass()
-        until = min(poll_at, orchestrator.daemons.next_start_at())
+        until = min(poll_deadline, orchestrator.daemons.next_start_deadline())
         numbers = waker.wait(max(0.0, until - time.monotonic()), orchestrator.daemons.pidfds())
         if numbers & STOPPING:
             return
         if signal.SIGHUP in numbers:
             orchestrator.reload()
-            poll_at = 0.0
-        elif time.monotonic() < poll_at:
+            poll_deadline = 0.0
+        elif time.monotonic() < poll_deadline:
             orchestrator.tend()
-            orchestrator.tell()
+            orchestrator.write_record()
 
 
 def _leave(orchestrator: Orchestrator, waker: Waker, said: Namespace) -> None:
@@ -86,7 +86,7 @@ def _leave(orchestrator: Orchestrator, waker: Waker, said: Namespace) -> None:
                 break
     if said.stop_daemons:
         orchestrator.daemons.stop()
-    orchestrator.tell(stopped_at=time.time())
+    orchestrator.write_record(stopped_at=time.time())
     log.info("stopped", extra={"event": "stopped", "running": sorted(orchestrator.jobs.running)})
     sys.stderr.flush()
 

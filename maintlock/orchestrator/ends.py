@@ -79,7 +79,7 @@ def trouble_of(end: End) -> str | None:
     return None
 
 
-def tell(end: End) -> None:
+def log_end(end: End) -> None:
     """Log how a run ended."""
     is_failure = end.outcome in FAILURES or end.outcome is None
     log.log(

@@ -145,13 +145,13 @@ class Processes:
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
-        self._look_at = 0.0  # monotonic
+        self._look_deadline = 0.0  # monotonic
         self._found: list[Outside] = []
 
     def read(self, tasks: Iterable[TaskSettings], *, is_urgent: bool) -> list[Outside]:
         """Return what is outside now, or was a short time ago."""
         now = time.monotonic()
-        if is_urgent or self._found or now >= self._look_at:
+        if is_urgent or self._found or now >= self._look_deadline:
             self._found = outside.find(tasks, lambda lease: Places(directory=self._directory, lease=lease))
-            self._look_at = now + OUTSIDE_SECONDS
+            self._look_deadline = now + OUTSIDE_SECONDS
         return self._found

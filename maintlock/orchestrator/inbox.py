@@ -73,7 +73,7 @@ class Inbox:
         self._clock = clock
         self._ahead: dict[float, float] = {}  # by a file's time to come: when it was first met
         self._thread: threading.Thread | None = None
-        self._rested_at = 0.0  # monotonic
+        self._rest_deadline = 0.0  # monotonic
         self._found: tuple[float | None, Unread] | None = None
         self._error: Exception | None = None
 
@@ -83,7 +83,7 @@ class Inbox:
         Raises:
             OSError: It cannot be read.
         """
-        if (self._thread is None or not self._thread.is_alive()) and time.monotonic() >= self._rested_at:
+        if (self._thread is None or not self._thread.is_alive()) and time.monotonic() >= self._rest_deadline:
             self._thread = threading.Thread(target=self._look, args=(since,), daemon=True)
             self._thread.start()
         if self._thread is not None:
@@ -100,7 +100,7 @@ class Inbox:
         except Exception as error:  # noqa: BLE001  whatever it is, it is raised where it is asked for
             self._error = error
         took = time.monotonic() - began
-        self._rested_at = time.monotonic() + (took * TIMES_ITS_COST if took > WAIT_SECONDS else 0.0)
+        self._rest_deadline = time.monotonic() + (took * TIMES_ITS_COST if took > WAIT_SECONDS else 0.0)
 
     def _grounded(self, times: Iterable[float]) -> Iterable[float]:
         now = self._clock()

@@ -76,7 +76,7 @@ class Orchestrator:
         self.troubles.attempt("jobs", lambda: self.jobs.adopt(known.jobs))
         self.memory.adopted(self.jobs.started())
         self.daemons.configure(self.config.daemons, known.daemons)
-        self.tell()
+        self.write_record()
         adopted = sorted(self.jobs.running)
         log.info(
             "started%s",
@@ -116,7 +116,7 @@ class Orchestrator:
         attempt("ledger", lambda: self.ledger.drain(now=now))
         decided = self.planner.decisions(self.config, self.jobs.started(), now)
         attempt("action", lambda: self._act(decided, now))
-        self.tell()
+        self.write_record()
 
     def tend(self) -> None:
         """Look after what we have started: jobs that have ended, daemons that have died."""
@@ -128,7 +128,7 @@ class Orchestrator:
         for end in self.jobs.ended():
             self.troubles.attempt(f"end:{end.task}", partial(self._note_end, end))
 
-    def tell(self, *, stopped_at: float | None = None) -> None:
+    def write_record(self, *, stopped_at: float | None = None) -> None:
         """Bring our record up to date; `stopped_at` (epoch seconds) once we leave in good order."""
         told = Record(
             identity=process.own_identity(),
@@ -193,4 +193,4 @@ class Orchestrator:
             return
         self.troubles.note(f"start:{end.task}", ends.trouble_of(end))
         if end.outcome != "not_run":
-            ends.tell(end)
+            ends.log_end(end)

@@ -147,7 +147,7 @@ STAGES: dict[str, Callable[[Orchestrator], object]] = {
     "before-start": lambda found: found.jobs.start,
     "after-start": lambda found: found.streaks.tell,
     "before-ledger": lambda found: found.ledger.drain,
-    "before-record": lambda found: found.tell,
+    "before-record": lambda found: found.write_record,
 }
 
 
@@ -197,7 +197,7 @@ def _die_at(o: Orchestration, stage: str) -> None:
             found.run_pass()
             found.ledger.drain = die  # type: ignore[method-assign]  # taken away for the test
         elif stage == "before-record":
-            found.tell = die  # type: ignore[method-assign]  # taken away for the test
+            found.write_record = die  # type: ignore[method-assign]  # taken away for the test
         else:
             os.rename = die  # type: ignore[assignment]  # taken away for the test
             record.wholefile.os.rename = die  # type: ignore[attr-defined]  # not there on purpose

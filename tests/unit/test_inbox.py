@@ -87,7 +87,7 @@ def test_an_answer_to_another_question_is_none(tmp_path: Path) -> None:
     (tmp_path / "one").write_text("")
     inbox = Inbox(f"{tmp_path}/*")
     assert read(inbox, None).count == 1
-    inbox._rested_at = time.monotonic() + 1000
+    inbox._rest_deadline = time.monotonic() + 1000
     assert inbox.read(time.time() + 1) is None
 
 
