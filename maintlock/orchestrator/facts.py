@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 OUTSIDE_SECONDS = 15.0  # between two looks at all processes, while nothing heavy is about to start
 SETTLED_SECONDS = 0.1  # a file that changed less than that ago may change again at the same tick of its clock
 FILES = (*PENDING_FILES, DATABASE, f"{DATABASE}-wal")
-ABOUT_SECONDS = 60.0  # so long may a wrapper take to ask for its lease
 QUEUED_SECONDS = 10.0  # so long is somebody believed to wait for a lease that is free
 STOPPED = "Tt"  # of a process's states, proc_pid_stat(5)
 NO_STATE = TaskState()
@@ -116,13 +115,14 @@ def read_lease(places: Places, present: Iterable[Entry]) -> LeaseFacts:
     return LeaseFacts(holder=holder, gate=gate)
 
 
-def about_to_run(jobs: Mapping[str, Started], tasks: Mapping[str, TaskSettings], now: float) -> dict[str, Gate]:
-    """Return, by lease, the gates that heavy jobs of ours are that were started so recently that they may not have it yet."""
+def gates_of(jobs: Mapping[str, Started]) -> dict[str, Gate]:
+    """Return, by lease, the gates that our jobs are for as long as their wrappers live.
+
+    A wrapper may not have its lease yet; and if the state directory is removed, nothing else may tell that it has one.
+    """
     found: dict[str, Gate] = {}
     for name, started in jobs.items():
-        task = tasks.get(name)
-        if task is not None and task.heavy and abs(now - started.at) < ABOUT_SECONDS:
-            found.setdefault(task.lease, Gate(reason_code="backpressure", blocked_by=name))
+        found.setdefault(started.lease, Gate(reason_code="backpressure", blocked_by=name))
     return found
 
 

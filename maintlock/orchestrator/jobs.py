@@ -13,19 +13,21 @@ from typing import TYPE_CHECKING
 
 from maintlock import config as configuration
 from maintlock import launch, outside, process
+from maintlock.model import replace
 from maintlock.orchestrator import children, ends
 from maintlock.orchestrator.backpressure import SOURCE
 from maintlock.orchestrator.children import Child
 from maintlock.orchestrator.record import Started
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from maintlock.config import Config
     from maintlock.orchestrator.cadence import Due
     from maintlock.orchestrator.ends import End
 
 OUTCOME = "--outcome"
+LEASE = "--lease="
 
 
 class Jobs:
@@ -52,7 +54,8 @@ class Jobs:
             if path.startswith(prefix) and path.endswith(suffix) and children.is_our_users(pid):
                 identity = process.read_identity(pid)
                 at = process.started_at(identity) or time.time()
-                found[path.removeprefix(prefix).removesuffix(suffix)] = Started(identity=identity, at=at)
+                task = path.removeprefix(prefix).removesuffix(suffix)
+                found[task] = Started(identity=identity, at=at, lease=_lease_in(said))
         return found
 
     def _is_wrapper(self, pid: int, task: str) -> bool:
@@ -84,6 +87,7 @@ class Jobs:
             environ=children.environment(os.environ, task.env, directory=self._directory, config=config.path),
             reason=due.reason,
         )
+        child.started = replace(child.started, lease=task.lease)
         self.running[task.name] = child
         return child
 
@@ -114,3 +118,8 @@ class Jobs:
 
     def _outcome_path(self, task: str) -> str:
         return f"{self._directory}/{children.LOGS}/{task}.outcome.json"
+
+
+def _lease_in(argv: Sequence[str]) -> str:
+    """Return the lease that a wrapper's command line names: it was written by `launch`."""
+    return next((word.removeprefix(LEASE) for word in argv if word.startswith(LEASE)), "")

@@ -10,7 +10,6 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from maintlock.model import replace
 from maintlock.orchestrator import backpressure, cadence, facts
 from maintlock.orchestrator.backpressure import Gate
 from maintlock.orchestrator.collisions import Collisions
@@ -89,13 +88,13 @@ class Planner:
     def _decided(
         self, config: Config, jobs: Mapping[str, Started], dues: list[Due], collision: Gate | None, now: float
     ) -> list[Decision]:
-        ours = facts.about_to_run(jobs, config.tasks, now)
-        leases = {lease: self._lease(lease, ours.get(lease)) for lease in {due.task.lease for due in dues}}
+        ours = facts.gates_of(jobs)
+        leases = {lease: self._lease(lease) for lease in {due.task.lease for due in dues}}
         dues = [due for due in dues if not leases[due.task.lease].is_running(due.task)]
         return backpressure.decisions(
             dues,
             {due.task.name: self._state_of(due.task, now) for due in dues},
-            {lease: found.gate for lease, found in leases.items()},
+            {lease: found.gate or ours.get(lease) for lease, found in leases.items()},
             collision,
             now=now,
             starved_after=config.starved_after,
@@ -119,8 +118,6 @@ class Planner:
         self.troubles.attempt("collisions", partial(self.collisions.tell, found, known, now=now))
         return Gate(reason_code="collision", blocked_by=found[0].task) if found else None
 
-    def _lease(self, lease: str, ours: Gate | None) -> LeaseFacts:
-        """Return who has a lease; where it is free, the gate is `ours`: that of a job which we have just started for it."""
+    def _lease(self, lease: str) -> LeaseFacts:
         look = partial(self.leases.read, lease, self.history.states)
-        found = self.troubles.attempt(f"lease:{lease}", look) or facts.UNREADABLE
-        return replace(found, gate=found.gate or ours)
+        return self.troubles.attempt(f"lease:{lease}", look) or facts.UNREADABLE

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -572,6 +573,26 @@ def finish(found: Orchestrator) -> None:
     found.daemons.stop()
     found.ledger.close()
     found.instance.close()
+
+
+def test_a_job_that_no_record_shows(o: Orchestration) -> None:
+    """While the wrapper of a heavy job lives, nothing heavy starts beside it: not even when its records have gone with the
+    state directory and its environment is empty (R1, L9).
+    """
+    shift = [0.0]
+    unmarked = o.task("kbSync").replace('["sh"', '["env", "-i", "sh"')
+    found, began = in_process(o, unmarked, o.task("backup", ends="true"), clock=lambda: time.time() + shift[0])
+    until(lambda: found.run_pass() or began())
+    shutil.rmtree(o.lock.directory)
+    for _ in range(3):
+        found.run_pass()
+        shift[0] += 3600.0
+    assert began() == ["kbSync begins"]
+    held = found.streaks.held["backup"]
+    assert (held.reason_code, held.blocked_by) == ("backpressure", "kbSync")
+    o.let_go("kbSync")
+    until(lambda: found.run_pass() or len(began()) == 2)
+    finish(found)
 
 
 def test_a_pass_whose_every_check_throws(o: Orchestration, monkeypatch: pytest.MonkeyPatch) -> None:
