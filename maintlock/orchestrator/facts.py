@@ -32,17 +32,17 @@ NO_STATE = TaskState()
 
 @record(frozen=True, kw_only=True)
 class LeaseFacts:
-    """One lease: the task that has it, if there is one on record, and the gate that it is for others."""
+    """One lease: the tasks that run under it by the records, its holder's and those that have joined it, and the gate that it is."""
 
-    holder: str | None
+    running: frozenset[str]
     gate: Gate | None
 
     def is_running(self, task: TaskSettings) -> bool:
-        """Tell whether a task that wants it has it, started by somebody else: an unknown holder of a light task's own is it."""
-        return self.gate is not None and (self.holder == task.name or (self.holder is None and not task.heavy))
+        """Tell whether a task that wants it runs under it: the unknown holder of a light task's own lease is that task."""
+        return task.name in self.running or (self.gate is not None and not self.running and not task.heavy)
 
 
-UNREADABLE = LeaseFacts(holder=None, gate=Gate(reason_code="lease-held", blocked_by=None))
+UNREADABLE = LeaseFacts(running=frozenset(), gate=Gate(reason_code="lease-held", blocked_by=None))
 
 
 class History:
@@ -93,7 +93,8 @@ class Leases:
     def read(self, lease: str, states: States | None) -> LeaseFacts:
         """Return who has a lease. Nobody waits for long for one that is free: that is not believed for ever."""
         queued_since = self._queued_since.pop(lease, None)
-        found = read_lease(Places(directory=self._directory, lease=lease), states.present if states is not None else ())
+        present = [row for row in states.present if row["lease"] == lease] if states is not None else []
+        found = read_lease(Places(directory=self._directory, lease=lease), present)
         if found.gate is None or found.gate.reason_code != "queued":
             return found
         now = time.monotonic()
@@ -102,17 +103,20 @@ class Leases:
 
 
 def read_lease(places: Places, present: Iterable[Entry]) -> LeaseFacts:
-    """Return who has a lease, and what that is to a task of the orchestrator's; `present` are the ledger's rows of presence."""
+    """Return who has a lease, and what that is to a task of the orchestrator's; `present` are its rows of presence in the ledger."""
+    living = [row for row in present if process.is_alive(identity_of(row)) is True]
     found = custody.read_custody(places)
     grant = found.grant if found.state != "free" else None
-    holder = grant.task if grant is not None else None
     gate = gate_of(
         found.state,
-        holder=holder,
+        holder=grant.task if grant is not None else None,
         source=grant.source if grant is not None else None,
-        waiters=[row["task"] for row in present if row["lease"] == places.lease and is_waiting(row)],
+        waiters=[row["task"] for row in living if row["role"] == "waiting" and not _is_stopped(row["pid"])],
+        has_survivors=found.state == "orphaned" and bool(found.members),
+        is_replaced=found.replaced is not None,
     )
-    return LeaseFacts(holder=holder, gate=gate)
+    joined = {row["task"] for row in living if row["role"] == "nested"}
+    return LeaseFacts(running=frozenset(joined | ({grant.task} if grant is not None else set())), gate=gate)
 
 
 def gates_of(jobs: Mapping[str, Started]) -> dict[str, Gate]:
@@ -126,18 +130,20 @@ def gates_of(jobs: Mapping[str, Started]) -> dict[str, Gate]:
     return found
 
 
-def is_waiting(row: Entry) -> bool:
-    """Tell whether a row of presence is that of somebody who waits and lives; who is stopped keeps nobody waiting."""
-    identity = ProcessIdentity(
+def identity_of(row: Entry) -> ProcessIdentity:
+    """Return whose row of presence this is."""
+    return ProcessIdentity(
         pid=row["pid"] or 0,
         start_ticks=row["start_ticks"] or 0,
         boot_id=row["boot_id"] or "",
         pid_namespace=row["pid_namespace"] or "",
     )
-    if row["role"] != "waiting" or process.is_alive(identity) is not True:
-        return False
-    stat = process.read_stat(identity.pid)
-    return stat is None or stat.state not in STOPPED
+
+
+def _is_stopped(pid: int) -> bool:
+    """Tell whether a process is stopped: then nobody has to wait for it."""
+    stat = process.read_stat(pid)
+    return stat is not None and stat.state in STOPPED
 
 
 class Processes:

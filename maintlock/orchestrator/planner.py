@@ -94,7 +94,7 @@ class Planner:
         return backpressure.decisions(
             dues,
             {due.task.name: self._state_of(due.task, now) for due in dues},
-            {lease: found.gate or ours.get(lease) for lease, found in leases.items()},
+            {lease: backpressure.named(found.gate, ours.get(lease)) for lease, found in leases.items()},
             collision,
             now=now,
             starved_after=config.starved_after,

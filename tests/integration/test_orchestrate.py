@@ -114,6 +114,42 @@ def test_a_queued_waiter_goes_before(o: Orchestration) -> None:
     assert o.traced()[:2] == ["by-hand begins", "kbSync begins"]
 
 
+@pytest.mark.parametrize("reason_code", ["survivors", "lockfile-replaced"])
+def test_our_own_job_in_trouble(o: Orchestration, reason_code: str) -> None:
+    """A job of ours whose wrapper was killed, or whose lock file was replaced, holds others back as what it is, and by name."""
+    o.configure(o.task("kbSync"))
+    running = o.start()
+    o.until_began("kbSync")
+    if reason_code == "survivors":
+        os.kill(o.lock.sidecar()["pid"], signal.SIGKILL)
+    else:
+        (o.lock.directory / "heavy-maintenance.lock").unlink()
+    o.configure(o.task("kbSync"), o.task("backup", ends="true"))
+    running.signal(signal.SIGHUP)
+    line = o.until_logged("deferred", task="backup")
+    assert (line["blocked_by"], line["reason_code"]) == ("kbSync", reason_code)
+    o.let_go("kbSync")
+    o.until_began("backup")
+    assert o.stop(running) == 0
+    assert [row["reason_code"] for row in o.lock.history(event="deferred")] == [reason_code]
+
+
+def test_a_nested_run_is_no_deferral(o: Orchestration) -> None:
+    """A task that is due while it runs inside another job is running, and not held back (R7, R9)."""
+    nests = f'maintlock-wrap -t kbSync -- sh -c "echo nested begins >> {o.trace}; read x < {o.gate("nested")}"'
+    o.configure(o.task("primary-dev-sync", ends=nests))
+    running = o.start()
+    o.until_began("nested")
+    o.configure(o.task("primary-dev-sync"), o.task("kbSync", "rest = 0", ends="true", interval="1ms"))
+    running.signal(signal.SIGHUP)
+    o.until_logged("reloaded")
+    o.passes()
+    assert o.logged("deferred") == [] and o.health()["tasks"]["kbSync"]["state"] == "running"
+    o.let_go("nested")
+    o.until_began("kbSync")
+    assert o.stop(running) == 0
+
+
 def is_stopped(pid: int) -> bool:
     """Tell whether every thread of a process is stopped; one that has just ended was not."""
     threads = [process.read_stat(int(name)) for name in os.listdir(f"/proc/{pid}/task")]

@@ -46,16 +46,17 @@ def test_a_live_wrapper_is_a_gate(jobs: dict[str, str], expected: dict[str, str]
 @pytest.mark.parametrize(
     ("expected", "task", "lease"),
     [
-        (True, KB_SYNC, LeaseFacts(holder="kbSync", gate=HELD)),
-        (False, KB_SYNC, LeaseFacts(holder="backup", gate=HELD)),
-        (False, KB_SYNC, LeaseFacts(holder=None, gate=HELD)),
-        (False, KB_SYNC, LeaseFacts(holder=None, gate=None)),
-        (True, LIGHT, LeaseFacts(holder=None, gate=HELD)),
-        (False, LIGHT, LeaseFacts(holder=None, gate=None)),
+        (True, KB_SYNC, LeaseFacts(running=frozenset({"kbSync"}), gate=HELD)),
+        (True, KB_SYNC, LeaseFacts(running=frozenset({"primary-dev-sync", "kbSync"}), gate=HELD)),
+        (False, KB_SYNC, LeaseFacts(running=frozenset({"backup"}), gate=HELD)),
+        (False, KB_SYNC, LeaseFacts(running=frozenset(), gate=HELD)),
+        (False, KB_SYNC, LeaseFacts(running=frozenset(), gate=None)),
+        (True, LIGHT, LeaseFacts(running=frozenset(), gate=HELD)),
+        (False, LIGHT, LeaseFacts(running=frozenset(), gate=None)),
     ],
 )
 def test_who_runs_already(*, expected: bool, task: TaskSettings, lease: LeaseFacts) -> None:
-    """Who holds a lease runs; a light task's own lease is held by nobody else, also where its holder is not on record."""
+    """The task that holds a lease runs, and so do those that have joined it; whoever holds a light task's own lease is that task."""
     assert lease.is_running(task) is expected
 
 
@@ -63,7 +64,7 @@ def test_a_waiter_is_not_believed_for_ever(monkeypatch: pytest.MonkeyPatch) -> N
     """Somebody who waits for a free lease is believed for some seconds in a row, and anew once he did not."""
     now, gates = [0.0], [QUEUED]
     monkeypatch.setattr(facts.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(facts, "read_lease", lambda places, present: LeaseFacts(holder=None, gate=gates[0]))
+    monkeypatch.setattr(facts, "read_lease", lambda places, present: LeaseFacts(running=frozenset(), gate=gates[0]))
     leases = Leases("/nowhere")
 
     def read(at: float, gate: Gate) -> Gate | None:
