@@ -16,6 +16,7 @@ from maintlock.states import TaskState
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from maintlock.custody import Custody
     from maintlock.entries import Entry
     from maintlock.history import States
     from maintlock.orchestrator.record import Started
@@ -32,10 +33,14 @@ NO_STATE = TaskState()
 
 @record(frozen=True, kw_only=True)
 class LeaseFacts:
-    """One lease: the tasks that run under it by the records, its holder's and those that have joined it, and the gate that it is."""
+    """One lease: the tasks that run under it by the records, its holder's and those that have joined it, and the gate that it is.
+
+    `custody` is what that is told from.
+    """
 
     running: frozenset[str]
     gate: Gate | None
+    custody: Custody | None = None
 
     def is_running(self, task: TaskSettings) -> bool:
         """Tell whether a task that wants it runs under it: the unknown holder of a light task's own lease is that task."""
@@ -116,7 +121,8 @@ def read_lease(places: Places, present: Iterable[Entry]) -> LeaseFacts:
         is_replaced=found.replaced is not None,
     )
     joined = {row["task"] for row in living if row["role"] == "nested"}
-    return LeaseFacts(running=frozenset(joined | ({grant.task} if grant is not None else set())), gate=gate)
+    running = frozenset(joined | ({grant.task} if grant is not None else set()))
+    return LeaseFacts(running=running, gate=gate, custody=found)
 
 
 def gates_of(jobs: Mapping[str, Started]) -> dict[str, Gate]:

@@ -18,7 +18,7 @@ from maintlock.orchestrator.inbox import PATIENT_SECONDS, WAIT_SECONDS, Inboxes
 from maintlock.orchestrator.memory import retry_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from maintlock.config import Config
     from maintlock.orchestrator.backpressure import Decision
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from maintlock.orchestrator.streaks import Streaks
     from maintlock.orchestrator.troubles import Troubles
     from maintlock.settings import TaskSettings
-    from maintlock.states import TaskState
+    from maintlock.states import Collision, TaskState
 
 UNSEEN = Gate(reason_code="collision", blocked_by=None)
 
@@ -89,7 +89,7 @@ class Planner:
         self, config: Config, jobs: Mapping[str, Started], dues: list[Due], collision: Gate | None, now: float
     ) -> list[Decision]:
         ours = facts.gates_of(jobs)
-        leases = {lease: self._lease(lease) for lease in {due.task.lease for due in dues}}
+        leases = {lease: self._lease(lease, now) for lease in {due.task.lease for due in dues}}
         dues = [due for due in dues if not leases[due.task.lease].is_running(due.task)]
         return backpressure.decisions(
             dues,
@@ -114,10 +114,16 @@ class Planner:
         found = self.troubles.attempt("processes", partial(self.processes.read, tasks, is_urgent=is_urgent))
         if found is None:
             return UNSEEN
-        known = self.history.states.collisions if self.history.states is not None else None
-        self.troubles.attempt("collisions", partial(self.collisions.tell, found, known, now=now))
+        self.troubles.attempt("collisions", partial(self.collisions.tell, found, self._known_collisions(), now=now))
         return Gate(reason_code="collision", blocked_by=found[0].task) if found else None
 
-    def _lease(self, lease: str) -> LeaseFacts:
+    def _lease(self, lease: str, now: float) -> LeaseFacts:
         look = partial(self.leases.read, lease, self.history.states)
-        return self.troubles.attempt(f"lease:{lease}", look) or facts.UNREADABLE
+        found = self.troubles.attempt(f"lease:{lease}", look) or facts.UNREADABLE
+        if found.custody is not None and found.custody.replaced is not None:
+            tell = partial(self.collisions.tell_replaced, lease, found.custody, self._known_collisions(), now=now)
+            self.troubles.attempt("collisions", tell)
+        return found
+
+    def _known_collisions(self) -> Mapping[str, Sequence[Collision]] | None:
+        return self.history.states.collisions if self.history.states is not None else None

@@ -128,10 +128,16 @@ def test_our_own_job_in_trouble(o: Orchestration, reason_code: str) -> None:
     running.signal(signal.SIGHUP)
     line = o.until_logged("deferred", task="backup")
     assert (line["blocked_by"], line["reason_code"]) == ("kbSync", reason_code)
+    o.passes()
+    assert len(o.logged("collision", kind="lockfile_replaced")) == (reason_code == "lockfile-replaced")
     o.let_go("kbSync")
     o.until_began("backup")
+    until(lambda: o.lock.history(event="released", task="backup"))
     assert o.stop(running) == 0
     assert [row["reason_code"] for row in o.lock.history(event="deferred")] == [reason_code]
+    told = [(row["event"], row["reason_code"]) for row in o.lock.history() if row["event"].startswith("collision")]
+    kinds = ["lockfile_replaced"] if reason_code == "lockfile-replaced" else []
+    assert told == [(event, kind) for kind in kinds for event in ("collision", "collision_cleared")]
 
 
 def test_a_nested_run_is_no_deferral(o: Orchestration) -> None:
