@@ -82,7 +82,7 @@ class Watcher:
         self.scene = scene
         self._clock = clock
         self.keeper = LedgerKeeper(scene.directory)
-        self._outside = Rated(partial(outside.find, scene.config.tasks.values(), scene.places))
+        self._outside = Rated(partial(outside.find, scene.config.tasks.values(), scene.places, outside.Watch()))
         self._daemons = Rated(partial(read_daemons, scene))
 
     def look(self) -> View:

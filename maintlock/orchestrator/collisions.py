@@ -83,17 +83,16 @@ def changes(
     """Return what is to be told, from what is found now and what the ledger has open.
 
     `known` is by lease; `inherited` are the marks of those that were there when the orchestrator started, if there were two
-    or more: they are told together, as one collision.
+    or more: they are told together, at once, as one collision. Any other is told once it has lasted.
     """
     told: list[Event] = []
     for lease in sorted({*known, *(one.lease for one in found)}):
         here = [one for one in found if one.lease == lease]
         is_open = {collision.kind: collision for collision in known.get(lease, ()) if collision.kind in KINDS}
-        for kind, some in (
-            (INHERITED, [one for one in here if mark(one) in inherited]),
-            (UNLEASED, [one for one in here if mark(one) not in inherited]),
-        ):
-            told += _of_kind(kind, some, is_open.get(kind), lease, now)
+        unleased = is_open.get(UNLEASED)
+        later = [one for one in here if mark(one) not in inherited and (one.is_lasting or _is_told(one, unleased))]
+        told += _of_kind(INHERITED, [one for one in here if mark(one) in inherited], is_open.get(INHERITED), lease, now)
+        told += _of_kind(UNLEASED, later, unleased, lease, now)
     return told
 
 
@@ -113,7 +112,7 @@ def _of_kind(kind: str, found: Sequence[Outside], known: Collision | None, lease
     if not found:
         return [_event("collision_cleared", kind, lease, now, known.detail, f"{known.id}:cleared")] if known else []
     detail = f"{' and '.join(str(one) for one in found)} outside the lease"
-    new = [one for one in found if known is None or str(one) not in (known.detail or "")]
+    new = [one for one in found if not _is_told(one, known)]
     if not new:
         return []
     about = [new] if kind == INHERITED else [[one] for one in new]
@@ -122,6 +121,10 @@ def _of_kind(kind: str, found: Sequence[Outside], known: Collision | None, lease
         _event("collision", kind, lease, now, detail, event_id, task=some[0].task, pid=some[0].stat.pid)
         for event_id, some in zip(ids, about, strict=True)
     ]
+
+
+def _is_told(one: Outside, known: Collision | None) -> bool:
+    return known is not None and str(one) in (known.detail or "")
 
 
 def _event(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from maintlock import custody, history, outside, process
 from maintlock.ledger import DATABASE
-from maintlock.model import ProcessIdentity, record, replace
+from maintlock.model import record, replace
 from maintlock.orchestrator.backpressure import Gate, gate_of
 from maintlock.paths import PENDING_FILES, Places
 from maintlock.states import TaskState
@@ -109,7 +109,7 @@ class Leases:
 
 def read_lease(places: Places, present: Iterable[Entry]) -> LeaseFacts:
     """Return who has a lease, and what that is to a task of the orchestrator's; `present` are its rows of presence in the ledger."""
-    living = [row for row in present if process.is_alive(identity_of(row)) is True]
+    living = [row for row in present if process.is_alive(outside.identity_of(row)) is True]
     found = custody.read_custody(places)
     grant = found.grant if found.state != "free" else None
     gate = gate_of(
@@ -136,16 +136,6 @@ def gates_of(jobs: Mapping[str, Started]) -> dict[str, Gate]:
     return found
 
 
-def identity_of(row: Entry) -> ProcessIdentity:
-    """Return whose row of presence this is."""
-    return ProcessIdentity(
-        pid=row["pid"] or 0,
-        start_ticks=row["start_ticks"] or 0,
-        boot_id=row["boot_id"] or "",
-        pid_namespace=row["pid_namespace"] or "",
-    )
-
-
 def _is_stopped(pid: int) -> bool:
     """Tell whether a process is stopped: then nobody has to wait for it."""
     stat = process.read_stat(pid)
@@ -159,11 +149,13 @@ class Processes:
         self._directory = directory
         self._look_deadline = 0.0  # monotonic
         self._found: list[Outside] = []
+        self._watch = outside.Watch()
 
-    def read(self, tasks: Iterable[TaskSettings], *, is_urgent: bool) -> list[Outside]:
-        """Return what is outside now, or was a short time ago."""
+    def read(self, tasks: Iterable[TaskSettings], present: Iterable[Entry], *, is_urgent: bool) -> list[Outside]:
+        """Return what is outside now, or was a short time ago; `present` as for `outside.find_uncovered`."""
         now = time.monotonic()
         if is_urgent or self._found or now >= self._look_deadline:
-            self._found = outside.find(tasks, lambda lease: Places(directory=self._directory, lease=lease))
+            found = outside.find_uncovered(tasks, lambda lease: Places(directory=self._directory, lease=lease), present)
+            self._found = self._watch.timed(found, now)
             self._look_deadline = now + OUTSIDE_SECONDS
         return self._found

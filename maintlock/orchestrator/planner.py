@@ -28,10 +28,9 @@ if TYPE_CHECKING:
     from maintlock.orchestrator.record import Started
     from maintlock.orchestrator.streaks import Streaks
     from maintlock.orchestrator.troubles import Troubles
+    from maintlock.outside import Outside
     from maintlock.settings import TaskSettings
     from maintlock.states import Collision, TaskState
-
-UNSEEN = Gate(reason_code="collision", blocked_by=None)
 
 
 class Planner:
@@ -60,8 +59,8 @@ class Planner:
         """Return what becomes of every due task; `jobs` are ours that run, `now` is in epoch seconds."""
         self.troubles.attempt("ledger reading", self.history.read)
         dues = self._dues(config, jobs, now)
-        collision = self._collision(config.tasks.values(), now, is_urgent=any(due.task.heavy for due in dues))
-        decide = partial(self._decided, config, jobs, dues, collision, now)
+        outside = self._outside(config.tasks.values(), now, is_urgent=any(due.task.heavy for due in dues))
+        decide = partial(self._decided, config, jobs, dues, outside, now)
         return self.troubles.attempt("decision", decide) or []
 
     def _dues(self, config: Config, jobs: Mapping[str, Started], now: float) -> list[Due]:
@@ -86,16 +85,18 @@ class Planner:
         )
 
     def _decided(
-        self, config: Config, jobs: Mapping[str, Started], dues: list[Due], collision: Gate | None, now: float
+        self, config: Config, jobs: Mapping[str, Started], dues: list[Due], outside: list[Outside] | None, now: float
     ) -> list[Decision]:
+        collision = collision_gate(outside)
+        is_sure = outside is None or any(one.is_lasting for one in outside)
         ours = facts.gates_of(jobs)
         leases = {lease: self._lease(lease, now) for lease in {due.task.lease for due in dues}}
         dues = [due for due in dues if not leases[due.task.lease].is_running(due.task)]
         return backpressure.decisions(
             dues,
             {due.task.name: self._state_of(due.task, now) for due in dues},
-            {lease: backpressure.named(found.gate, ours.get(lease)) for lease, found in leases.items()},
-            collision,
+            {lease: backpressure.named(found.gate, ours.get(lease)) or collision for lease, found in leases.items()},
+            collision if is_sure else None,
             now=now,
             starved_after=config.starved_after,
         )
@@ -109,13 +110,15 @@ class Planner:
         look = partial(self.inboxes.read, task.name, task.inbox, state.last_success_started_at)
         return self.troubles.attempt(f"inbox:{task.name}", look)
 
-    def _collision(self, tasks: Iterable[TaskSettings], now: float, *, is_urgent: bool) -> Gate | None:
-        """Return the gate that heavy processes outside the lease are, and tell of them and of their end."""
-        found = self.troubles.attempt("processes", partial(self.processes.read, tasks, is_urgent=is_urgent))
-        if found is None:
-            return UNSEEN
-        self.troubles.attempt("collisions", partial(self.collisions.tell, found, self._known_collisions(), now=now))
-        return Gate(reason_code="collision", blocked_by=found[0].task) if found else None
+    def _outside(self, tasks: Iterable[TaskSettings], now: float, *, is_urgent: bool) -> list[Outside] | None:
+        """Return heavy processes outside the lease, None where they cannot be seen, and tell of them and of their end."""
+        present = self.history.states.present if self.history.states is not None else ()
+        look = partial(self.processes.read, tasks, present, is_urgent=is_urgent)
+        found = self.troubles.attempt("processes", look)
+        if found is not None:
+            tell = partial(self.collisions.tell, found, self._known_collisions(), now=now)
+            self.troubles.attempt("collisions", tell)
+        return found
 
     def _lease(self, lease: str, now: float) -> LeaseFacts:
         look = partial(self.leases.read, lease, self.history.states)
@@ -127,3 +130,10 @@ class Planner:
 
     def _known_collisions(self) -> Mapping[str, Sequence[Collision]] | None:
         return self.history.states.collisions if self.history.states is not None else None
+
+
+def collision_gate(found: Sequence[Outside] | None) -> Gate | None:
+    """Return the gate that heavy processes outside the lease are, if only for a moment; None stands for unseen, and counts as one."""
+    if found is None:
+        return Gate(reason_code="collision", blocked_by=None)
+    return Gate(reason_code="collision", blocked_by=found[0].task) if found else None

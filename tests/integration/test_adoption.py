@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -92,6 +93,35 @@ def test_one_that_begins_later(o: Orchestration) -> None:
     o.until_logged("collision_cleared")
     o.until_began("kbSync", count + 1)
     assert o.stop(running) == 0
+
+
+ASKS_ITSELF = """
+import sys, maintlock
+with maintlock.hold("backup", wait=600):
+    print("ready", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_a_script_that_asks_itself_is_none(o: Orchestration) -> None:
+    """A script that takes the lease in its own code is no collision, not while it starts, waits, works or ends (R8, R17)."""
+    script = o.place / o.script("backup")
+    script.write_text(ASKS_ITSELF)
+    o.configure(o.task("kbSync"), f'[tasks.backup]\nmatch = "{script.name}"\n')
+    running = o.start()
+    o.until_began("kbSync")
+    by_hand = o.lock.start(str(script), program=sys.executable, stdin=subprocess.PIPE)
+    until(lambda: o.lock.status()["waiters"], "the waiter")
+    o.passes(5)
+    assert o.health(0)["collisions"] == []
+    o.let_go("kbSync")
+    by_hand.until_line("ready")
+    o.passes()
+    assert by_hand.popen.communicate(timeout=30)[0] == b""
+    o.passes()
+    assert o.stop(running) == 0
+    assert [line for line in o.logged() if line["level"] != "INFO"] == []
+    assert [row for row in o.lock.history() if row["event"].startswith("collision")] == []
 
 
 def test_an_editor_is_none(o: Orchestration) -> None:
