@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 LOGGERS = {"text": log_as_text, "json": log_as_json}
 STOPPING = frozenset({signal.SIGTERM, signal.SIGINT})
 LOOK_SECONDS = 0.05
+ASKED_SECONDS = 0.1  # between two looks at whether what was just started has got its lease
 log = logging.getLogger("maintlock.orchestrator")
 
 
@@ -50,6 +51,7 @@ def _run(said: Namespace) -> int:
     orchestrator.take_over()
     if said.once:
         orchestrator.run_pass()
+        _settle(orchestrator, waker)
     else:
         _loop(orchestrator, waker)
     _leave(orchestrator, waker, said)
@@ -64,8 +66,10 @@ def _loop(orchestrator: Orchestrator, waker: Waker) -> None:
         if now >= poll_deadline:
             poll_deadline = now + orchestrator.config.poll_interval
             orchestrator.run_pass()
-        until = min(poll_deadline, orchestrator.daemons.next_start_deadline())
-        numbers = waker.wait(max(0.0, until - time.monotonic()), orchestrator.daemons.pidfds())
+        until = min(poll_deadline, orchestrator.daemons.next_start_deadline()) - time.monotonic()
+        if orchestrator.jobs.is_asking():
+            until = min(until, ASKED_SECONDS)
+        numbers = waker.wait(max(0.0, until), orchestrator.daemons.pidfds())
         if numbers & STOPPING:
             return
         if signal.SIGHUP in numbers:
@@ -74,6 +78,13 @@ def _loop(orchestrator: Orchestrator, waker: Waker) -> None:
         elif time.monotonic() < poll_deadline:
             orchestrator.tend()
             orchestrator.write_record()
+
+
+def _settle(orchestrator: Orchestrator, waker: Waker) -> None:
+    """Give what a single pass has started the time to get its lease or to be refused, and tell of that."""
+    while orchestrator.jobs.is_asking() and not waker.wait(LOOK_SECONDS) & STOPPING:
+        orchestrator.tend_jobs()
+    orchestrator.write_record()
 
 
 def _leave(orchestrator: Orchestrator, waker: Waker, said: Namespace) -> None:

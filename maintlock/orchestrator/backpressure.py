@@ -61,9 +61,12 @@ def gate_of(
 def named(found: Gate | None, ours: Gate | None) -> Gate | None:
     """Return the gate that a lease is, given the one that is `ours`: that of a job of our own for it, whose wrapper lives.
 
-    Where nothing shows who has the lease, and we have a job for it, it is that job.
+    Where nothing shows who has the lease, and we have a job for it, it is that job, which may be in the queue for it.
     """
-    return ours if found is None or (found.blocked_by is None and ours is not None) else found
+    if found is None or ours is None:
+        return found or ours
+    is_in_queue = found.reason_code == "queued" and found.blocked_by == ours.blocked_by
+    return ours if found.blocked_by is None or is_in_queue else found
 
 
 def decisions(

@@ -60,6 +60,11 @@ class Collisions:
             self._publish([_event("collision", REPLACED, lease, now, found.replaced, event_id, task=grant.task)])
         self._told_replaced.add(event_id)
 
+    def forget(self) -> None:
+        """Forget what the ledger has been told: it is a new one."""
+        self._told = frozenset()
+        self._told_replaced.clear()
+
     def _publish(self, told: Sequence[Event]) -> None:
         pending.append(self._directory, told)
         for event in told:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 HEALTHY, DEGRADED, UNKNOWN = "healthy", "degraded", "unknown"
 BAD_TASK_STATES = frozenset({"starved", "failing", "overdue"})
+TASK_TROUBLES = ("start", "command", "inbox", "task")  # those of a task, by what they are about
 LATE_POLLS = 10.0
 LATE_SECONDS = 60.0  # a pass may wait for a disk
 
@@ -211,7 +212,7 @@ def _task(task: TaskSettings, readings: Readings, config: Config, *, lives: bool
 
 def _detail(name: str, told: Record | None) -> str | None:
     troubles = told.troubles if told is not None else {}
-    found = [troubles[about] for about in (f"start:{name}", f"inbox:{name}", f"task:{name}") if about in troubles]
+    found = [troubles[f"{about}:{name}"] for about in TASK_TROUBLES if f"{about}:{name}" in troubles]
     return "; ".join(found) or None
 
 

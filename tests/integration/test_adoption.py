@@ -154,6 +154,18 @@ def test_jobs_are_adopted(o: Orchestration) -> None:
     assert o.stop(running) == 0
 
 
+def test_how_an_adopted_job_ended(o: Orchestration) -> None:
+    """With what an adopted job has ended is told as its wrapper has left it on record, and nothing is made up (R8)."""
+    o.configure(o.task("kbSync", ends=f'read x < "{o.gate("kbSync")}"; (exit 254)'))
+    o.stop(o.start(), signal.SIGTERM)
+    o.until_began("kbSync")
+    running = o.start()
+    o.let_go("kbSync")
+    line = o.until_logged("task_ended", task="kbSync")
+    assert (line["outcome"], line["exit_code"]) == ("failed", 254) and "failed, exit code 254" in line["message"]
+    assert o.stop(running) == 0
+
+
 def test_a_job_that_is_not_on_record_is_adopted(o: Orchestration) -> None:
     """An orchestrator killed between the start of a job and its record leaves one that its successor finds (R8)."""
     o.configure(o.task("kbSync"), o.task("light", "heavy = false"))

@@ -6,13 +6,14 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from maintlock import config, events, paths, pending, process
+from maintlock import config, events, flock, paths, pending, process
 from maintlock.orchestrator import backpressure, cadence, children, facts, inbox
 from maintlock.orchestrator.instance import Instance
 from maintlock.orchestrator.loop import Orchestrator
@@ -114,6 +115,70 @@ def test_a_queued_waiter_goes_before(o: Orchestration) -> None:
     assert o.traced()[:2] == ["by-hand begins", "kbSync begins"]
 
 
+@contextmanager
+def refusing(o: Orchestration) -> Iterator[None]:
+    """Have every request refused, or wait, although the lease looks free: somebody is in `.nested` who is not on record."""
+    o.lock.wrap("-t", "any", "--", "true")
+    fd = flock.open_file(str(o.lock.directory / "heavy-maintenance.nested"))
+    assert flock.try_lock(fd, shared=True)
+    try:
+        yield
+    finally:
+        flock.unlock_and_close(fd)
+
+
+def test_a_refused_start_is_no_start(o: Orchestration) -> None:
+    """However often a start is refused, that is one deferral and no start, and neither delays nor hides a later run (L5, R9)."""
+    logs = o.lock.directory / "logs"
+    with refusing(o):
+        logs.mkdir(mode=0o700)
+        (logs / "kbSync.log").write_text("of the run before\n")
+        o.configure(o.task("kbSync", ends="true"))
+        running = o.start()
+        o.until_logged("deferred", task="kbSync")
+        o.passes(20)
+        until(lambda: (logs / "kbSync.log").read_text() == "of the run before\n")
+    o.until_logged("task_ended", task="kbSync", outcome="completed")
+    assert o.stop(running) == 0
+    assert len(o.logged("task_started")) == len(o.logged("deferred")) == len(o.lock.history(event="deferred")) == 1
+
+
+def test_a_start_that_was_stopped_while_it_waited(o: Orchestration) -> None:
+    """A task whose wrapper is stopped in the queue has not run: while it waits it is deferred, and then it stays due (R11)."""
+    o.configure(o.task("kbSync", 'wait = "1h"', ends="true"))
+    with refusing(o):
+        running = o.start()
+        assert o.until_logged("waiting", task="kbSync")["reason_code"] == "queued"
+        until(lambda: o.record()["held"])
+        found = o.health(0)["tasks"]["kbSync"]
+        assert (found["state"], found["reason_code"], found["last_run_at"]) == ("deferred", "queued", None)
+        os.kill(o.record()["jobs"]["kbSync"]["pid"], signal.SIGTERM)
+        o.until_logged("task_not_begun", task="kbSync")
+        found = o.until_health(lambda found: found["reasons"])
+        assert "start:kbSync: was stopped before it had its lease" in found["reasons"][0]
+    assert o.logged("task_started") == o.logged("task_ended") == []
+    running.signal(signal.SIGHUP)  # or it is tried again after a minute
+    o.until_began("kbSync")
+    assert o.stop(running) == 0
+
+
+def test_each_attempt_by_hand_counts(o: Orchestration) -> None:
+    """The orchestrator's attempts count as one deferral until the task runs, anybody else's count each (L5)."""
+    asks = ("-t", "kbSync", "--", "true")
+    held = o.lock.hold("by-hand")
+    counts = []
+    for source in ("orchestrator", "orchestrator", "cli", "cli", "orchestrator"):
+        o.lock.wrap("--source", source, *asks)
+        counts.append(len(o.lock.history(event="deferred")))
+    held.popen.communicate(timeout=20)
+    o.lock.wrap("--source", "orchestrator", *asks)
+    o.lock.hold("by-hand")
+    for _ in range(2):
+        o.lock.wrap("--source", "orchestrator", *asks)
+        counts.append(len(o.lock.history(event="deferred")))
+    assert counts == [1, 1, 2, 3, 3, 4, 4]
+
+
 @pytest.mark.parametrize("reason_code", ["survivors", "lockfile-replaced"])
 def test_our_own_job_in_trouble(o: Orchestration, reason_code: str) -> None:
     """A job of ours whose wrapper was killed, or whose lock file was replaced, holds others back as what it is, and by name."""
@@ -130,7 +195,11 @@ def test_our_own_job_in_trouble(o: Orchestration, reason_code: str) -> None:
     assert (line["blocked_by"], line["reason_code"]) == ("kbSync", reason_code)
     o.passes()
     assert len(o.logged("collision", kind="lockfile_replaced")) == (reason_code == "lockfile-replaced")
+    assert len(o.logged("task_orphaned", task="kbSync")) == (reason_code == "survivors")
+    assert o.logged("task_ended") == []
     o.let_go("kbSync")
+    outcome = "lost" if reason_code == "survivors" else "completed"
+    o.until_logged("task_ended", task="kbSync", outcome=outcome)
     o.until_began("backup")
     until(lambda: o.lock.history(event="released", task="backup"))
     assert o.stop(running) == 0
@@ -407,11 +476,13 @@ def test_a_command_that_cannot_run(o: Orchestration, kind: str) -> None:
     running = o.start()
     for name in ("kbSync", "light"):
         o.until_began(name)
-    o.until_logged("trouble", about="start:bad")
+    about = "start:bad" if kind == "no-cwd" else "command:bad"
+    o.until_logged("trouble", about=about)
     o.passes(8)
     assert len(o.logged("trouble")) == 1
+    assert o.logged("deferred", blocked_by="bad") == [] or kind != "no-cwd"
     found = o.health(1)
-    assert any("start:bad" in reason for reason in found["reasons"])
+    assert any(about in reason for reason in found["reasons"])
     assert found["tasks"]["bad"]["detail"] and found["tasks"]["kbSync"]["detail"] is None
     assert o.stop(running) == 0
 
@@ -617,7 +688,7 @@ def finish(found: Orchestrator) -> None:
     found.instance.close()
 
 
-def test_a_job_that_no_record_shows(o: Orchestration) -> None:
+def test_a_job_that_no_record_shows(o: Orchestration, caplog: pytest.LogCaptureFixture) -> None:
     """While the wrapper of a heavy job lives, nothing heavy starts beside it: not even when its records have gone with the
     state directory and its environment is empty (R1, L9).
     """
@@ -625,6 +696,7 @@ def test_a_job_that_no_record_shows(o: Orchestration) -> None:
     unmarked = o.task("kbSync").replace('["sh"', '["env", "-i", "sh"')
     found, began = in_process(o, unmarked, o.task("backup", ends="true"), clock=lambda: time.time() + shift[0])
     until(lambda: found.run_pass() or began())
+    found.run_pass()
     shutil.rmtree(o.lock.directory)
     for _ in range(3):
         found.run_pass()
@@ -632,8 +704,11 @@ def test_a_job_that_no_record_shows(o: Orchestration) -> None:
     assert began() == ["kbSync begins"]
     held = found.streaks.held["backup"]
     assert (held.reason_code, held.blocked_by) == ("backpressure", "kbSync")
-    o.let_go("kbSync")
-    until(lambda: found.run_pass() or len(began()) == 2)
+    assert [row["task"] for row in o.lock.history(event="deferred")] == ["backup"]  # told to the new ledger, too
+    with caplog.at_level("INFO", "maintlock.orchestrator"):
+        o.let_go("kbSync")
+        until(lambda: found.run_pass() or len(began()) == 2)
+    assert "kbSync ended: completed" in caplog.messages
     finish(found)
 
 
@@ -651,7 +726,7 @@ def test_a_pass_whose_every_check_throws(o: Orchestration, monkeypatch: pytest.M
     with monkeypatch.context() as broken:
         for owner, name in (
             (found.ledger, "drain"), (found.planner.history, "read"), (found.planner.processes, "read"),
-            (found.daemons, "tend"), (found.jobs, "ended"), (found.instance, "is_current"), (facts, "read_lease"),
+            (found.daemons, "tend"), (found.jobs, "news"), (found.instance, "is_current"), (facts, "read_lease"),
             (inbox, "Inbox"), (cadence, "due"), (backpressure, "decisions"),
         ):  # fmt: skip
             broken.setattr(owner, name, fail)
@@ -667,7 +742,7 @@ def test_a_pass_whose_every_check_throws(o: Orchestration, monkeypatch: pytest.M
     finish(found)
 
 
-@pytest.mark.parametrize("code", [64, 70, 73, 77, 78])
+@pytest.mark.parametrize("code", [0, 1, 64, 70, 73, 77, 78])
 def test_a_wrapper_that_could_not_even_tell(o: Orchestration, code: int) -> None:
     """A start that ended before it asked for the lease, as on a full disk, is no run: told once, and tried again soon."""
     found, _ = in_process(o, o.task("kbSync", ends="true"))

@@ -114,6 +114,8 @@ def test_the_gate_that_a_lease_is(
         (HELD, OURS, HELD),
         (UNKNOWN, OURS, OURS),
         (UNKNOWN, None, UNKNOWN),
+        (Gate(reason_code="queued", blocked_by="backup"), OURS, OURS),
+        (Gate(reason_code="queued", blocked_by="kbSync"), OURS, Gate(reason_code="queued", blocked_by="kbSync")),
     ],
 )
 def test_our_own_job_is_never_unknown(found: Gate | None, ours: Gate | None, expected: Gate | None) -> None:
