@@ -197,6 +197,8 @@ def test_our_own_job_in_trouble(o: Orchestration, reason_code: str) -> None:
     assert len(o.logged("collision", kind="lockfile_replaced")) == (reason_code == "lockfile-replaced")
     assert len(o.logged("task_orphaned", task="kbSync")) == (reason_code == "survivors")
     assert o.logged("task_ended") == []
+    kinds = [one["kind"] for one in o.health(1)["collisions"]]
+    assert kinds == (["lockfile_replaced"] if reason_code == "lockfile-replaced" else [])
     o.let_go("kbSync")
     outcome = "lost" if reason_code == "survivors" else "completed"
     o.until_logged("task_ended", task="kbSync", outcome=outcome)
@@ -384,6 +386,9 @@ def test_a_bad_configuration_leaves_the_old_one(o: Orchestration, bad: str) -> N
     assert "the old configuration stays" in o.until_logged("config_invalid")["message"]
     o.passes()
     assert list(o.record()["troubles"]) == ["configuration"]
+    found = o.health(1)
+    assert any(reason.startswith("configuration: ") for reason in found["reasons"])
+    assert found["tasks"]["kbSync"]["state"] == "running" and found["orchestrator"]["state"] == "running"
     if o.config.is_dir():
         o.config.rmdir()
     o.config.write_text(good + o.task("light", "heavy = false", ends="true"))
@@ -484,6 +489,7 @@ def test_a_command_that_cannot_run(o: Orchestration, kind: str) -> None:
     found = o.health(1)
     assert any(about in reason for reason in found["reasons"])
     assert found["tasks"]["bad"]["detail"] and found["tasks"]["kbSync"]["detail"] is None
+    o.until_health(lambda found: found["tasks"]["bad"]["state"] == "failing")
     assert o.stop(running) == 0
 
 
