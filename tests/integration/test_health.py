@@ -112,11 +112,12 @@ def test_tasks_without_a_configuration(o: Orchestration) -> None:
     until(lambda: o.lock.history(event="acquired"), "the ledger to be told")
     o.lock.wrap("-t", "kbSync", "--", "true")
     done = subprocess.run(
-        [MAINTLOCK, "health", "--config", "none"], env=o.lock.env(), capture_output=True, text=True, check=True
-    )
+        [MAINTLOCK, "health", "--config", "none"],
+        env=o.lock.env(COLUMNS="200"), capture_output=True, text=True, check=True,
+    )  # fmt: skip
     held.popen.communicate(timeout=20)
     rows = [" ".join(line.split()) for line in done.stdout.splitlines()]
-    assert any(row.startswith("backup running") for row in rows)
+    assert any(row.startswith("backup running") for row in rows), rows
     (row,) = [row for row in rows if row.startswith("kbSync deferred")]
     assert "not configured; deferred" in row and "by backup (lease-held)" in row
 
