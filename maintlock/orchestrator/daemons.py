@@ -32,6 +32,7 @@ LEAST_COOLDOWN_SECONDS = 0.1  # with none at all, a daemon that cannot live woul
 KILL_SECONDS = 2.0  # until a killed process is gone, if nothing in the kernel keeps it
 LOOK_SECONDS = 0.02
 EXECUTING_SECONDS = 0.5
+STEADY_SECONDS = 600.0  # who has lived for so long does not die again and again
 log = logging.getLogger("maintlock.orchestrator")
 
 
@@ -46,6 +47,8 @@ class Daemon:
         self.trouble: str | None = None
         self.pidfd = -1
         self.died: Started | None = None  # the last one, while it is down
+        self._last_death: str | None = None  # how it died, and how often in a row
+        self._deaths = 0
 
     def adopt(self, started: Started) -> None:
         """Take over one that a predecessor has started."""
@@ -86,12 +89,21 @@ class Daemon:
         code = died.exit_code
         how = "" if code is None else f" by signal {-code}" if code < 0 else f" with exit code {code}"
         self.trouble = f"ended{how}; restarted after its cooldown of {duration_text(self.cooldown)}"
-        log.warning(
-            "%s %s",
+        is_again = how == self._last_death and time.time() - died.started.at < STEADY_SECONDS
+        self._last_death, self._deaths = how, self._deaths + 1 if is_again else 1
+        log.log(
+            logging.WARNING if self._is_loud else logging.DEBUG,
+            "%s %s%s",
             self.settings.name,
             self.trouble,
-            extra={"event": "daemon_died", "daemon": self.settings.name, "exit_code": code},
+            f" ({self._deaths} times in a row)" if self._deaths > 1 else "",
+            extra={"event": "daemon_died", "daemon": self.settings.name, "exit_code": code, "deaths": self._deaths},
         )
+
+    @property
+    def _is_loud(self) -> bool:
+        """Whether its present death or restart is logged: of those in a row that are alike the 1st, 2nd, 4th, 8th and so on."""
+        return self._deaths & (self._deaths - 1) == 0
 
     def _start(self, now: float, directory: str, config: Config) -> None:
         name = self.settings.name
@@ -116,7 +128,8 @@ class Daemon:
         self.child.started = replace(self.child.started, restarts=self.restarts)
         self.trouble = self.died = None
         self._watch()
-        log.info(
+        log.log(
+            logging.INFO if self._is_loud else logging.DEBUG,
             "%s started (pid %d)",
             name,
             self.child.pid,
