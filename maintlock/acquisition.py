@@ -30,6 +30,7 @@ BEHIND_WAITERS_SECONDS = 0.1
 OFFER_SECONDS = 0.01
 FLAG_SECONDS = 0.2
 LOOK_AGAIN_SECONDS = 0.05
+ORCHESTRATOR = "orchestrator"  # the source of a request that it makes through a wrapper
 
 
 def acquire(
@@ -326,11 +327,23 @@ class _Acquisition:
             flock.unlock_and_close(fd)
             raise
 
+    def _streak_id(self) -> str:
+        """Return the id of the orchestrator's present streak: however often it has us ask, that is one deferral (L5)."""
+        from maintlock import history  # no job starts here
+        from maintlock.ledger import LedgerUnavailable
+
+        try:
+            state = history.read_states(self.places.directory).tasks.get((self.places.lease, self.request.task))
+        except LedgerUnavailable:
+            state = None
+        return events.streak_id(self.places.lease, self.request.task, state.last_run if state is not None else None)
+
     def _deferred(self, reason_code: str, blocker: Blocker) -> LeaseHeld:
         """Record the deferral, and return it to be raised."""
         waited = time.monotonic() - self.started
         event = events.new(
             "deferred",
+            event_id=self._streak_id() if self.request.source == ORCHESTRATOR else None,
             at=time.time(),
             lease=self.places.lease,
             task=self.request.task,

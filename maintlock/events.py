@@ -48,6 +48,11 @@ def finished_id(started_id: str) -> str:
     return started_id + FINISHED
 
 
+def streak_id(lease: str, task: str, last_run: str | None) -> str:
+    """Return the id of the one deferral that a streak of the orchestrator's is: it is named by the run that it follows (L5)."""
+    return f"{lease}:{task}:held back since {last_run or 'the beginning'}"
+
+
 def new(event: str, /, *, at: float, lease: str, event_id: str | None = None, **fields: object) -> Event:
     """Return an event; `at` in seconds since the epoch."""
     return {"id": event_id or new_id(), "event": event, "at": rfc3339(at), "lease": lease, **fields}

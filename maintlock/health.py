@@ -7,7 +7,9 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from maintlock import config
 from maintlock.command import Command, add_places, read_config, read_places
+from maintlock.errors import ConfigError
 from maintlock.orchestrator.health import DEGRADED, HEALTHY, UNKNOWN, Health, read_health
 
 if TYPE_CHECKING:
@@ -22,8 +24,13 @@ def _arguments(parser: ArgumentParser) -> None:
 
 
 def _read(said: Namespace) -> Health:
-    config = read_config(said)
-    return read_health(read_places(said, config), config)
+    """Return how everything is, as far as can be known; an invalid configuration is a reason, and not the end of it."""
+    try:
+        settings = read_config(said)
+    except ConfigError as error:
+        settings = config.load(None)
+        return read_health(read_places(said, settings), settings, bad_config=str(error))
+    return read_health(read_places(said, settings), settings)
 
 
 def _run_health(said: Namespace) -> int:
@@ -38,7 +45,8 @@ def _run_health(said: Namespace) -> int:
 
 
 def _run_tasks(said: Namespace) -> int:
-    found = _read(said)["tasks"]
+    settings = read_config(said)
+    found = read_health(read_places(said, settings), settings)["tasks"]
     if said.json:
         sys.stdout.write(json.dumps({"tasks": found}) + "\n")
     else:
@@ -51,7 +59,8 @@ def _run_tasks(said: Namespace) -> int:
 HEALTH = Command(
     description="Tell whether all is well: the lease, each task, each daemon, the orchestrator.",
     epilog="""\
-A task that stands back is healthy; one that has stood back for too long is starved.
+A task that stands back is healthy; one that has stood back for too long is starved. Where
+maintlock.toml is invalid, that is a reason, and whatever else is known is told.
 
 Exit codes: 0 healthy; 1 degraded, and why; 2 unknown, it cannot be told.
 
@@ -65,7 +74,7 @@ Examples
 )
 
 TASKS = Command(
-    description="Tell how each configured task stands: when it ran, when it is due, and what holds it back.",
+    description="Tell how each task stands: when it ran, when it is due, and what holds it back.",
     epilog="""\
 States, the first that applies
   running   it has the lease, or takes part in a job that has it
@@ -75,6 +84,8 @@ States, the first that applies
   deferred  held back, but not for long
   resting   its last run has just ended
   idle      none of these
+
+Tasks that are in the history only are listed, too, as not configured: health does not count them.
 
 Examples
   maintlock tasks

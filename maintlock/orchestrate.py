@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 LOGGERS = {"text": log_as_text, "json": log_as_json}
 STOPPING = frozenset({signal.SIGTERM, signal.SIGINT})
 LOOK_SECONDS = 0.05
+ASKED_SECONDS = 0.1  # between two looks at whether what was just started has got its lease
 log = logging.getLogger("maintlock.orchestrator")
 
 
@@ -50,6 +51,7 @@ def _run(said: Namespace) -> int:
     orchestrator.take_over()
     if said.once:
         orchestrator.run_pass()
+        _settle(orchestrator, waker)
     else:
         _loop(orchestrator, waker)
     _leave(orchestrator, waker, said)
@@ -58,22 +60,31 @@ def _run(said: Namespace) -> int:
 
 def _loop(orchestrator: Orchestrator, waker: Waker) -> None:
     """Pass after pass, until TERM or INT."""
-    poll_at = 0.0
+    poll_deadline = 0.0
     while True:
         now = time.monotonic()
-        if now >= poll_at:
-            poll_at = now + orchestrator.config.poll_interval
+        if now >= poll_deadline:
+            poll_deadline = now + orchestrator.config.poll_interval
             orchestrator.run_pass()
-        until = min(poll_at, orchestrator.daemons.next_start_at())
-        numbers = waker.wait(max(0.0, until - time.monotonic()), orchestrator.daemons.pidfds())
+        until = min(poll_deadline, orchestrator.daemons.next_start_deadline()) - time.monotonic()
+        if orchestrator.jobs.is_asking():
+            until = min(until, ASKED_SECONDS)
+        numbers = waker.wait(max(0.0, until), orchestrator.daemons.pidfds())
         if numbers & STOPPING:
             return
         if signal.SIGHUP in numbers:
             orchestrator.reload()
-            poll_at = 0.0
-        elif time.monotonic() < poll_at:
+            poll_deadline = 0.0
+        elif time.monotonic() < poll_deadline:
             orchestrator.tend()
-            orchestrator.tell()
+            orchestrator.write_record()
+
+
+def _settle(orchestrator: Orchestrator, waker: Waker) -> None:
+    """Give what a single pass has started the time to get its lease or to be refused, and tell of that."""
+    while orchestrator.jobs.is_asking() and not waker.wait(LOOK_SECONDS) & STOPPING:
+        orchestrator.tend_jobs()
+    orchestrator.write_record()
 
 
 def _leave(orchestrator: Orchestrator, waker: Waker, said: Namespace) -> None:
@@ -86,7 +97,7 @@ def _leave(orchestrator: Orchestrator, waker: Waker, said: Namespace) -> None:
                 break
     if said.stop_daemons:
         orchestrator.daemons.stop()
-    orchestrator.tell(stopped_at=time.time())
+    orchestrator.write_record(stopped_at=time.time())
     log.info("stopped", extra={"event": "stopped", "running": sorted(orchestrator.jobs.running)})
     sys.stderr.flush()
 

@@ -1,22 +1,27 @@
 """Heavy processes outside the lease: what a task's `match` recognises, and no grant covers (R8, L13).
 
 `match` is the base name of a script that an interpreter runs, or of a program. An editor or pager with the same file open
-is no heavy process, and neither is a guard that still waits with the command in its arguments.
+is no heavy process, and neither is whoever waits for the lease, be it a guard with the command in its arguments or the script
+itself. A process that has been outside for a moment only may be about to ask, or about to end: it is no collision yet.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
-from maintlock import custody, process, survivors
-from maintlock.model import record
+from maintlock import custody, history, marks, process, survivors
+from maintlock import line as line_file
+from maintlock.ledger import LedgerUnavailable
+from maintlock.model import ProcessIdentity, record, replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from maintlock.custody import Custody
+    from maintlock.entries import Entry
     from maintlock.model import Line
     from maintlock.paths import Places
     from maintlock.process import Stat
@@ -28,15 +33,24 @@ INTERPRETERS = frozenset(
 INLINE_CODE = frozenset({"-c", "-e", "-p", "--eval", "--print"})  # what follows is a program's text, not a file's name
 OURS = frozenset({"maintlock", "maintlock-wrap", "maintlock-exporter"})
 MAX_CMDLINE = 128 * 1024
+ASKING = frozenset({"hold", "run"})  # those of `maintlock` that ask for the lease, as `maintlock-wrap` does
+LASTING_SECONDS = 2.0  # an interpreter takes a part of that to load a script, or to end
+ASKING_SECONDS = 10.0  # after its start a program of ours has asked, however busy the machine is
 
 
 @record(frozen=True, kw_only=True)
 class Outside:
-    """One heavy process outside the lease, and the task that it is recognised as."""
+    """One heavy process outside the lease, and the task that it is recognised as; `seconds`: for how long, as far as is known."""
 
     task: str
     lease: str
     stat: Stat
+    seconds: float = 0.0
+
+    @property
+    def is_lasting(self) -> bool:
+        """Tell whether it is a collision, rather than a process that is about to ask for the lease or about to end."""
+        return self.seconds >= LASTING_SECONDS
 
     def __str__(self) -> str:
         return f"{self.task} (pid {self.stat.pid})"
@@ -96,28 +110,133 @@ def matching(argv_of: Mapping[int, Sequence[str]], tasks: Iterable[TaskSettings]
     return found
 
 
-def find(tasks: Iterable[TaskSettings], places_of: Callable[[str], Places]) -> list[Outside]:
+class Watch:
+    """Remembers, over several looks, since when each process has been seen outside the lease."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, float] | None = None  # monotonic, by mark; None before the first look
+
+    def timed(self, found: Iterable[Outside], now: float) -> list[Outside]:
+        """Return what one look has found, each with how long it has been seen outside; `now` is monotonic.
+
+        At the first look that is what the process and the records tell. Whatever a later look finds that the one before
+        did not has only just come outside: it was not there yet, or covered, or waiting.
+        """
+        before, self._since = self._since, {}
+        timed = []
+        for one in found:
+            since = now - one.seconds
+            if before is not None and one.seconds > 0:
+                since = before.get(marks.of(one.stat), now)
+            self._since[marks.of(one.stat)] = since
+            timed.append(replace(one, seconds=now - since))
+        return timed
+
+
+def find(
+    tasks: Iterable[TaskSettings], places_of: Callable[[str], Places], watch: Watch | None = None
+) -> list[Outside]:
+    """Return the heavy processes of ours that collide with the lease: those that no grant covers, and not just for a moment.
+
+    Whoever looks again and again brings the same `watch` each time.
+    """
+    found = find_uncovered(tasks, places_of)
+    return [one for one in (watch or Watch()).timed(found, time.monotonic()) if one.is_lasting]
+
+
+def find_uncovered(
+    tasks: Iterable[TaskSettings], places_of: Callable[[str], Places], present: Iterable[Entry] | None = None
+) -> list[Outside]:
     """Return the heavy processes of ours that no current grant covers, by pid; of a tree of them, the topmost.
 
     Everything else is looked at only once a command line matches. A process is on the table before its grant is asked for,
-    and still there afterwards: a job that began or ended in between is none that works outside the lease.
+    and still there afterwards: a job that began or ended in between is none that works outside the lease. `present` are the
+    ledger's rows of who waits, if they have been read already.
     """
     tasks = [task for task in tasks if task.heavy and task.match]
     if not tasks:
         return []
-    found = matching({pid: read_argv(pid) for pid in process.read_pids() if _is_our_users(pid)}, tasks)
+    argv_of = {pid: read_argv(pid) for pid in process.read_pids() if _is_our_users(pid)}
+    found = matching(argv_of, tasks)
     if not found:
         return []
     table = {pid: stat for pid, stat in process.read_table().items() if not stat.is_dead}
-    looks: dict[str, Custody] = {}
+    places_by = {task.lease: places_of(task.lease) for task in found.values()}
+    if present is None:
+        present = _read_present(next(iter(places_by.values())).directory)
+    idle = waiting(present, table)  # before the leases: who does not wait any more has got one by then
+    looks = {lease: custody.read_custody(places) for lease, places in places_by.items()}
+    now = time.time()
+    asking = _about_to_ask(argv_of, table, now)
     outside: dict[int, Outside] = {}
     for pid, task in sorted(found.items()):
-        places = places_of(task.lease)
-        if task.lease not in looks:
-            looks[task.lease] = custody.read_custody(places)
-        if pid in table and not is_covered(table[pid], table, places, looks[task.lease]) and _is_there(table[pid]):
-            outside[pid] = Outside(task=task.name, lease=task.lease, stat=table[pid])
+        if pid not in table or pid in idle:
+            continue
+        stat, places = table[pid], places_by[task.lease]
+        if not is_covered(stat, table, places, looks[task.lease]) and _is_there(stat):
+            last = line_file.read_path(places.lock)
+            seconds = 0.0 if pid in asking else seconds_outside(_started_at(stat), stat.sid, last, now)
+            outside[pid] = Outside(task=task.name, lease=task.lease, stat=stat, seconds=seconds)
     return [one for one in outside.values() if not _descends(one.stat, table, set(outside))]
+
+
+def seconds_outside(started_at: float | None, session_id: int, last: Line | None, now: float) -> float:
+    """Return for how long a process can have worked outside the lease: since it began, or its session had the `last` grant.
+
+    All times are epoch seconds. Where its beginning is not known, nothing speaks against for ever.
+    """
+    since = float("-inf") if started_at is None else started_at
+    if last is not None and last.ended_at is not None and last.session_id == session_id:
+        since = max(since, last.ended_at)
+    return max(0.0, now - since)
+
+
+def waiting(present: Iterable[Entry], table: Mapping[int, Stat]) -> set[int]:
+    """Return who waits for a lease by the ledger's rows: those processes, and their ancestors and descendants in their sessions."""
+    pids = {row["pid"] for row in present if row["role"] == "waiting" and process.is_alive(identity_of(row)) is True}
+    return _families(pids, table)
+
+
+def is_asking(argv: Sequence[str]) -> bool:
+    """Tell whether a command line is that of a program of ours that asks for the lease."""
+    names = [os.path.basename(word) for word in argv[:3]]
+    return "maintlock-wrap" in names or ("maintlock" in names and not ASKING.isdisjoint(argv[1:4]))
+
+
+def _about_to_ask(argv_of: Mapping[int, Sequence[str]], table: Mapping[int, Stat], now: float) -> set[int]:
+    """Return the families of programs of ours that have begun so recently that they may not have asked yet."""
+    asking = [pid for pid, argv in argv_of.items() if pid in table and is_asking(argv)]
+    return _families([pid for pid in asking if now - (_started_at(table[pid]) or 0.0) < ASKING_SECONDS], table)
+
+
+def _families(pids: Iterable[int], table: Mapping[int, Stat]) -> set[int]:
+    """Return these processes, and their ancestors and descendants in their sessions."""
+    found: set[int] = set()
+    for stat in [table[pid] for pid in pids if pid in table]:
+        family = [stat, *_ancestors(stat, table), *process.descendants(dict(table), stat.pid)]
+        found |= {one.pid for one in family if one.sid == stat.sid}
+    return found
+
+
+def identity_of(row: Entry) -> ProcessIdentity:
+    """Return whose row of presence this is."""
+    return ProcessIdentity(
+        pid=row["pid"] or 0,
+        start_ticks=row["start_ticks"] or 0,
+        boot_id=row["boot_id"] or "",
+        pid_namespace=row["pid_namespace"] or "",
+    )
+
+
+def _read_present(directory: str) -> list[Entry]:
+    try:
+        return history.read_states(directory).present
+    except LedgerUnavailable:
+        return []
+
+
+def _started_at(stat: Stat) -> float | None:
+    return process.started_at(ProcessIdentity(pid=stat.pid, start_ticks=stat.start_ticks, boot_id="", pid_namespace=""))
 
 
 def is_covered(stat: Stat, table: Mapping[int, Stat], places: Places, found: Custody) -> bool:
@@ -141,13 +260,15 @@ def _is_marked(stat: Stat, places: Places, grant: Line | None) -> bool:
 
 
 def _descends(stat: Stat, table: Mapping[int, Stat], roots: Collection[int | None]) -> bool:
+    return any(parent.pid in roots for parent in _ancestors(stat, table))
+
+
+def _ancestors(stat: Stat, table: Mapping[int, Stat]) -> Iterator[Stat]:
     seen: set[int] = set()
     while stat.ppid in table and stat.ppid not in seen:
         seen.add(stat.ppid)
         stat = table[stat.ppid]
-        if stat.pid in roots:
-            return True
-    return False
+        yield stat
 
 
 def _is_there(stat: Stat) -> bool:

@@ -62,12 +62,20 @@ def is_starved(state: TaskState, now: float, starved_after: float) -> bool:
     return state.deferred_since is not None and now - state.deferred_since > starved_after
 
 
-def standing(task: TaskSettings, state: TaskState, *, is_running: bool, now: float, starved_after: float) -> Standing:
-    """Return how a task stands now."""
+def standing(
+    task: TaskSettings,
+    state: TaskState,
+    *,
+    is_running: bool,
+    now: float,
+    starved_after: float,
+    is_failing: bool = False,
+) -> Standing:
+    """Return how a task stands now; `is_failing` tells of one that cannot even be started."""
     applies = (
         ("running", is_running),
         ("starved", is_starved(state, now, starved_after)),
-        ("failing", state.last_outcome in FAILURES),
+        ("failing", is_failing or state.last_outcome in FAILURES),
         ("overdue", is_overdue(task, state, now)),
         ("deferred", state.deferred_since is not None),
         ("resting", is_resting(task, state, now)),

@@ -95,7 +95,7 @@ class Watcher:
         self.clock = clock
         self._was_there = was_there or directory_trouble(scene.directory) is None
         self.keeper = LedgerKeeper(scene.directory)
-        self._outside = Rated(partial(outside.find, scene.config.tasks.values(), scene.places))
+        self._outside = Rated(partial(outside.find, scene.config.tasks.values(), scene.places, outside.Watch()))
         self._daemons = Rated(partial(read_daemons, scene))
 
     def look(self) -> View:

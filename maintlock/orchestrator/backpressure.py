@@ -32,15 +32,41 @@ class Decision:
     gate: Gate | None = None
 
 
-def gate_of(state: str, *, holder: str | None, source: str | None, waiters: Sequence[str | None]) -> Gate | None:
+def gate_of(
+    state: str,
+    *,
+    holder: str | None,
+    source: str | None,
+    waiters: Sequence[str | None],
+    has_survivors: bool = False,
+    is_replaced: bool = False,
+) -> Gate | None:
     """Return the gate that a lease is, from its state in `status`, who holds it, and who waits for it; None if it is open.
 
-    Held by a job that the orchestrator has started is `backpressure`, by anybody else `lease-held`. Who waits, by hand
-    that is, goes before. What cannot be seen is left to the wrapper: it asks the kernel, and stands back by itself.
+    Held by a job that the orchestrator has started is `backpressure`, by anybody else `lease-held`; survivors of a job, and
+    a lock file replaced under its holder, are named as such whoever started it. A waiter goes first: it was started by hand.
+    What cannot be seen is left to the wrapper: it asks the kernel, and stands back by itself.
     """
-    if state not in {"free", "unknown"}:
-        return Gate(reason_code="backpressure" if source == SOURCE else "lease-held", blocked_by=holder)
-    return Gate(reason_code="queued", blocked_by=waiters[0]) if waiters else None
+    if state in {"free", "unknown"}:
+        return Gate(reason_code="queued", blocked_by=waiters[0]) if waiters else None
+    if is_replaced:
+        reason_code = "lockfile-replaced"
+    elif has_survivors:
+        reason_code = "survivors"
+    else:
+        reason_code = "backpressure" if state == "held" and source == SOURCE else "lease-held"
+    return Gate(reason_code=reason_code, blocked_by=holder)
+
+
+def named(found: Gate | None, ours: Gate | None) -> Gate | None:
+    """Return the gate that a lease is, given the one that is `ours`: that of a job of our own for it, whose wrapper lives.
+
+    Where nothing shows who has the lease, and we have a job for it, it is that job, which may be in the queue for it.
+    """
+    if found is None or ours is None:
+        return found or ours
+    is_in_queue = found.reason_code == "queued" and found.blocked_by == ours.blocked_by
+    return ours if found.blocked_by is None or is_in_queue else found
 
 
 def decisions(

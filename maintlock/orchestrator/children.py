@@ -29,6 +29,7 @@ class Child:
 
     def __init__(self, started: Started, popen: subprocess.Popen[bytes] | None = None) -> None:
         self.started = started
+        self.is_begun = False  # of a job: whether it was seen to have its lease
         self._popen = popen
 
     @property
@@ -116,6 +117,13 @@ def environment(
 def log_path(directory: str, name: str) -> str:
     """Return where the output goes of what has this name among logs; that of its run before is in `….log.1`."""
     return f"{directory}/{LOGS}/{name}.log"
+
+
+def restore_log(directory: str, name: str) -> None:
+    """Put the log of the run before back in its place: what was started after it has not run."""
+    path = log_path(directory, name)
+    with suppress(OSError):
+        os.rename(f"{path}.1", path)
 
 
 def _opened_log(directory: str, name: str) -> IO[bytes]:

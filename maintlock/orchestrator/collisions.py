@@ -15,10 +15,12 @@ from maintlock.redact import printable
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from maintlock.custody import Custody
     from maintlock.model import Event
     from maintlock.outside import Outside
     from maintlock.states import Collision
 
+REPLACED = "lockfile_replaced"
 MAX_TEXT = 1000
 log = logging.getLogger("maintlock.orchestrator")
 
@@ -30,6 +32,7 @@ class Collisions:
         self._directory = directory
         self._inherited: frozenset[str] | None = None
         self._told: frozenset[tuple[object, ...]] = frozenset()
+        self._told_replaced: set[str] = set()  # ids
 
     def tell(self, found: Sequence[Outside], known: Mapping[str, Sequence[Collision]] | None, *, now: float) -> None:
         """Tell ledger and log what has changed; nothing while the ledger could not be read once (`known` is None)."""
@@ -40,8 +43,31 @@ class Collisions:
         wanted = {_key(event): event for event in changes(found, known, self._inherited, now=now)}
         new = [event for key, event in wanted.items() if key not in self._told]
         self._told = frozenset(wanted)
-        pending.append(self._directory, new)
-        for event in new:
+        self._publish(new)
+
+    def tell_replaced(
+        self, lease: str, found: Custody, known: Mapping[str, Sequence[Collision]] | None, *, now: float
+    ) -> None:
+        """Tell ledger and log, once for each grant, of a lock file that was replaced under its holder.
+
+        The event has the id that a request which finds the same gives it; it is cleared by the next grant.
+        """
+        grant = found.grant
+        assert grant is not None  # it is whose file was replaced
+        event_id = f"{grant.lease_id}:{REPLACED}"
+        is_known = known is not None and any(one.id == event_id for one in known.get(lease, ()))
+        if event_id not in self._told_replaced and not is_known:
+            self._publish([_event("collision", REPLACED, lease, now, found.replaced, event_id, task=grant.task)])
+        self._told_replaced.add(event_id)
+
+    def forget(self) -> None:
+        """Forget what the ledger has been told: it is a new one."""
+        self._told = frozenset()
+        self._told_replaced.clear()
+
+    def _publish(self, told: Sequence[Event]) -> None:
+        pending.append(self._directory, told)
+        for event in told:
             log.log(
                 logging.WARNING if event["event"] == "collision" else logging.INFO,
                 "%s: %s",
@@ -62,17 +88,16 @@ def changes(
     """Return what is to be told, from what is found now and what the ledger has open.
 
     `known` is by lease; `inherited` are the marks of those that were there when the orchestrator started, if there were two
-    or more: they are told together, as one collision.
+    or more: they are told together, at once, as one collision. Any other is told once it has lasted.
     """
     told: list[Event] = []
     for lease in sorted({*known, *(one.lease for one in found)}):
         here = [one for one in found if one.lease == lease]
         is_open = {collision.kind: collision for collision in known.get(lease, ()) if collision.kind in KINDS}
-        for kind, some in (
-            (INHERITED, [one for one in here if mark(one) in inherited]),
-            (UNLEASED, [one for one in here if mark(one) not in inherited]),
-        ):
-            told += _of_kind(kind, some, is_open.get(kind), lease, now)
+        unleased = is_open.get(UNLEASED)
+        later = [one for one in here if mark(one) not in inherited and (one.is_lasting or _is_told(one, unleased))]
+        told += _of_kind(INHERITED, [one for one in here if mark(one) in inherited], is_open.get(INHERITED), lease, now)
+        told += _of_kind(UNLEASED, later, unleased, lease, now)
     return told
 
 
@@ -92,27 +117,30 @@ def _of_kind(kind: str, found: Sequence[Outside], known: Collision | None, lease
     if not found:
         return [_event("collision_cleared", kind, lease, now, known.detail, f"{known.id}:cleared")] if known else []
     detail = f"{' and '.join(str(one) for one in found)} outside the lease"
-    new = [one for one in found if known is None or str(one) not in (known.detail or "")]
+    new = [one for one in found if not _is_told(one, known)]
     if not new:
         return []
     about = [new] if kind == INHERITED else [[one] for one in new]
-    moment = round(now * 1000)
+    ids = [marks.event_id(kind, [one.stat for one in some], round(now * 1000)) for some in about]
     return [
-        _event("collision", kind, lease, now, detail, marks.event_id(kind, [one.stat for one in some], moment), some[0])
-        for some in about
+        _event("collision", kind, lease, now, detail, event_id, task=some[0].task, pid=some[0].stat.pid)
+        for event_id, some in zip(ids, about, strict=True)
     ]
 
 
+def _is_told(one: Outside, known: Collision | None) -> bool:
+    return known is not None and str(one) in (known.detail or "")
+
+
 def _event(
-    name: str, kind: str, lease: str, now: float, detail: str | None, event_id: str, one: Outside | None = None
+    name: str,
+    kind: str,
+    lease: str,
+    now: float,
+    detail: str | None,
+    event_id: str,
+    *,
+    task: str | None = None,
+    pid: int | None = None,
 ) -> Event:
-    return events.new(
-        name,
-        event_id=event_id,
-        at=now,
-        lease=lease,
-        task=one.task if one is not None else None,
-        pid=one.stat.pid if one is not None else None,
-        reason_code=kind,
-        detail=detail,
-    )
+    return events.new(name, event_id=event_id, at=now, lease=lease, task=task, pid=pid, reason_code=kind, detail=detail)

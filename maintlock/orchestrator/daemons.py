@@ -32,20 +32,23 @@ LEAST_COOLDOWN_SECONDS = 0.1  # with none at all, a daemon that cannot live woul
 KILL_SECONDS = 2.0  # until a killed process is gone, if nothing in the kernel keeps it
 LOOK_SECONDS = 0.02
 EXECUTING_SECONDS = 0.5
+STEADY_SECONDS = 600.0  # who has lived for so long does not die again and again
 log = logging.getLogger("maintlock.orchestrator")
 
 
 class Daemon:
-    """One configured daemon. `start_at`, when its cooldown is over, is monotonic."""
+    """One configured daemon. `start_deadline`, when its cooldown is over, is monotonic."""
 
     def __init__(self, settings: DaemonSettings) -> None:
         self.settings = settings
         self.child: Child | None = None
         self.restarts = 0
-        self.start_at = 0.0
+        self.start_deadline = 0.0
         self.trouble: str | None = None
         self.pidfd = -1
         self.died: Started | None = None  # the last one, while it is down
+        self._last_death: str | None = None  # how it died, and how often in a row
+        self._deaths = 0
 
     def adopt(self, started: Started) -> None:
         """Take over one that a predecessor has started."""
@@ -56,7 +59,7 @@ class Daemon:
         """Go on where a predecessor was: it is down, and what is left of its cooldown has still to pass."""
         left = min(max(0.0, died.restart_at - time.time()), self.cooldown) if died.restart_at is not None else 0.0
         self.restarts = died.restarts + (died.restart_at is None)
-        self.start_at = time.monotonic() + left
+        self.start_deadline = time.monotonic() + left
         if left:
             self.trouble, self.died = "ended; restarted after its cooldown", died
 
@@ -72,7 +75,7 @@ class Daemon:
     def tend(self, now: float, directory: str, config: Config) -> None:
         """Note its death if it has died, start it if it is down and its cooldown is over; `now` is monotonic."""
         if self.child is None:
-            if now >= self.start_at:
+            if now >= self.start_deadline:
                 self._start(now, directory, config)
         elif not self.child.is_alive():
             self._note_death(self.child, now)
@@ -81,17 +84,26 @@ class Daemon:
         self.child = None
         self.unwatch()
         self.restarts += 1
-        self.start_at = now + self.cooldown
+        self.start_deadline = now + self.cooldown
         self.died = replace(died.started, restarts=self.restarts, restart_at=time.time() + self.cooldown)
         code = died.exit_code
         how = "" if code is None else f" by signal {-code}" if code < 0 else f" with exit code {code}"
         self.trouble = f"ended{how}; restarted after its cooldown of {duration_text(self.cooldown)}"
-        log.warning(
-            "%s %s",
+        is_again = how == self._last_death and time.time() - died.started.at < STEADY_SECONDS
+        self._last_death, self._deaths = how, self._deaths + 1 if is_again else 1
+        log.log(
+            logging.WARNING if self._is_loud else logging.DEBUG,
+            "%s %s%s",
             self.settings.name,
             self.trouble,
-            extra={"event": "daemon_died", "daemon": self.settings.name, "exit_code": code},
+            f" ({self._deaths} times in a row)" if self._deaths > 1 else "",
+            extra={"event": "daemon_died", "daemon": self.settings.name, "exit_code": code, "deaths": self._deaths},
         )
+
+    @property
+    def _is_loud(self) -> bool:
+        """Whether its present death or restart is logged: of those in a row that are alike the 1st, 2nd, 4th, 8th and so on."""
+        return self._deaths & (self._deaths - 1) == 0
 
     def _start(self, now: float, directory: str, config: Config) -> None:
         name = self.settings.name
@@ -109,14 +121,15 @@ class Daemon:
         except (OSError, ValueError) as error:
             what = getattr(error, "filename", None) or self.settings.command[0]
             trouble = f"cannot be started: {getattr(error, 'strerror', None) or error}: {what}"
-            is_new, self.trouble, self.start_at = trouble != self.trouble, trouble, now + self.cooldown
+            is_new, self.trouble, self.start_deadline = trouble != self.trouble, trouble, now + self.cooldown
             if is_new:
                 log.error("%s %s", name, trouble, extra={"event": "daemon_failed", "daemon": name})  # noqa: TRY400  no trace
             return
         self.child.started = replace(self.child.started, restarts=self.restarts)
         self.trouble = self.died = None
         self._watch()
-        log.info(
+        log.log(
+            logging.INFO if self._is_loud else logging.DEBUG,
             "%s started (pid %d)",
             name,
             self.child.pid,
@@ -188,11 +201,13 @@ class Daemons:
                 daemon.tend(now, self._directory, config)
             except Exception as error:  # noqa: BLE001  whatever it is, it is that daemon's alone
                 daemon.trouble = f"{type(error).__name__}: {error}"
-                daemon.start_at = now + daemon.cooldown
+                daemon.start_deadline = now + daemon.cooldown
 
-    def next_start_at(self) -> float:
+    def next_start_deadline(self) -> float:
         """Return when the next cooldown is over, in monotonic seconds."""
-        return min((daemon.start_at for daemon in self.known.values() if daemon.child is None), default=float("inf"))
+        return min(
+            (daemon.start_deadline for daemon in self.known.values() if daemon.child is None), default=float("inf")
+        )
 
     def pidfds(self) -> list[int]:
         """Return the descriptors that become readable when a daemon dies."""

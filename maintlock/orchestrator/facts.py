@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from maintlock import custody, history, outside, process
 from maintlock.ledger import DATABASE
-from maintlock.model import ProcessIdentity, record, replace
+from maintlock.model import record, replace
 from maintlock.orchestrator.backpressure import Gate, gate_of
 from maintlock.paths import PENDING_FILES, Places
 from maintlock.states import TaskState
@@ -16,6 +16,7 @@ from maintlock.states import TaskState
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from maintlock.custody import Custody
     from maintlock.entries import Entry
     from maintlock.history import States
     from maintlock.orchestrator.record import Started
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 OUTSIDE_SECONDS = 15.0  # between two looks at all processes, while nothing heavy is about to start
 SETTLED_SECONDS = 0.1  # a file that changed less than that ago may change again at the same tick of its clock
 FILES = (*PENDING_FILES, DATABASE, f"{DATABASE}-wal")
-ABOUT_SECONDS = 60.0  # so long may a wrapper take to ask for its lease
 QUEUED_SECONDS = 10.0  # so long is somebody believed to wait for a lease that is free
 STOPPED = "Tt"  # of a process's states, proc_pid_stat(5)
 NO_STATE = TaskState()
@@ -33,17 +33,21 @@ NO_STATE = TaskState()
 
 @record(frozen=True, kw_only=True)
 class LeaseFacts:
-    """One lease: the task that has it, if there is one on record, and the gate that it is for others."""
+    """One lease: the tasks that run under it by the records, its holder's and those that have joined it, and the gate that it is.
 
-    holder: str | None
+    `custody` is what that is told from.
+    """
+
+    running: frozenset[str]
     gate: Gate | None
+    custody: Custody | None = None
 
     def is_running(self, task: TaskSettings) -> bool:
-        """Tell whether a task that wants it has it, started by somebody else: an unknown holder of a light task's own is it."""
-        return self.gate is not None and (self.holder == task.name or (self.holder is None and not task.heavy))
+        """Tell whether a task that wants it runs under it: the unknown holder of a light task's own lease is that task."""
+        return task.name in self.running or (self.gate is not None and not self.running and not task.heavy)
 
 
-UNREADABLE = LeaseFacts(holder=None, gate=Gate(reason_code="lease-held", blocked_by=None))
+UNREADABLE = LeaseFacts(running=frozenset(), gate=Gate(reason_code="lease-held", blocked_by=None))
 
 
 class History:
@@ -94,7 +98,8 @@ class Leases:
     def read(self, lease: str, states: States | None) -> LeaseFacts:
         """Return who has a lease. Nobody waits for long for one that is free: that is not believed for ever."""
         queued_since = self._queued_since.pop(lease, None)
-        found = read_lease(Places(directory=self._directory, lease=lease), states.present if states is not None else ())
+        present = [row for row in states.present if row["lease"] == lease] if states is not None else []
+        found = read_lease(Places(directory=self._directory, lease=lease), present)
         if found.gate is None or found.gate.reason_code != "queued":
             return found
         now = time.monotonic()
@@ -103,41 +108,38 @@ class Leases:
 
 
 def read_lease(places: Places, present: Iterable[Entry]) -> LeaseFacts:
-    """Return who has a lease, and what that is to a task of the orchestrator's; `present` are the ledger's rows of presence."""
+    """Return who has a lease, and what that is to a task of the orchestrator's; `present` are its rows of presence in the ledger."""
+    living = [row for row in present if process.is_alive(outside.identity_of(row)) is True]
     found = custody.read_custody(places)
     grant = found.grant if found.state != "free" else None
-    holder = grant.task if grant is not None else None
     gate = gate_of(
         found.state,
-        holder=holder,
+        holder=grant.task if grant is not None else None,
         source=grant.source if grant is not None else None,
-        waiters=[row["task"] for row in present if row["lease"] == places.lease and is_waiting(row)],
+        waiters=[row["task"] for row in living if row["role"] == "waiting" and not _is_stopped(row["pid"])],
+        has_survivors=found.state == "orphaned" and bool(found.members),
+        is_replaced=found.replaced is not None,
     )
-    return LeaseFacts(holder=holder, gate=gate)
+    joined = {row["task"] for row in living if row["role"] == "nested"}
+    running = frozenset(joined | ({grant.task} if grant is not None else set()))
+    return LeaseFacts(running=running, gate=gate, custody=found)
 
 
-def about_to_run(jobs: Mapping[str, Started], tasks: Mapping[str, TaskSettings], now: float) -> dict[str, Gate]:
-    """Return, by lease, the gates that heavy jobs of ours are that were started so recently that they may not have it yet."""
+def gates_of(jobs: Mapping[str, Started]) -> dict[str, Gate]:
+    """Return, by lease, the gates that our jobs are for as long as their wrappers live.
+
+    A wrapper may not have its lease yet; and if the state directory is removed, nothing else may tell that it has one.
+    """
     found: dict[str, Gate] = {}
     for name, started in jobs.items():
-        task = tasks.get(name)
-        if task is not None and task.heavy and abs(now - started.at) < ABOUT_SECONDS:
-            found.setdefault(task.lease, Gate(reason_code="backpressure", blocked_by=name))
+        found.setdefault(started.lease, Gate(reason_code="backpressure", blocked_by=name))
     return found
 
 
-def is_waiting(row: Entry) -> bool:
-    """Tell whether a row of presence is that of somebody who waits and lives; who is stopped keeps nobody waiting."""
-    identity = ProcessIdentity(
-        pid=row["pid"] or 0,
-        start_ticks=row["start_ticks"] or 0,
-        boot_id=row["boot_id"] or "",
-        pid_namespace=row["pid_namespace"] or "",
-    )
-    if row["role"] != "waiting" or process.is_alive(identity) is not True:
-        return False
-    stat = process.read_stat(identity.pid)
-    return stat is None or stat.state not in STOPPED
+def _is_stopped(pid: int) -> bool:
+    """Tell whether a process is stopped: then nobody has to wait for it."""
+    stat = process.read_stat(pid)
+    return stat is not None and stat.state in STOPPED
 
 
 class Processes:
@@ -145,13 +147,15 @@ class Processes:
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
-        self._look_at = 0.0  # monotonic
+        self._look_deadline = 0.0  # monotonic
         self._found: list[Outside] = []
+        self._watch = outside.Watch()
 
-    def read(self, tasks: Iterable[TaskSettings], *, is_urgent: bool) -> list[Outside]:
-        """Return what is outside now, or was a short time ago."""
+    def read(self, tasks: Iterable[TaskSettings], present: Iterable[Entry], *, is_urgent: bool) -> list[Outside]:
+        """Return what is outside now, or was a short time ago; `present` as for `outside.find_uncovered`."""
         now = time.monotonic()
-        if is_urgent or self._found or now >= self._look_at:
-            self._found = outside.find(tasks, lambda lease: Places(directory=self._directory, lease=lease))
-            self._look_at = now + OUTSIDE_SECONDS
+        if is_urgent or self._found or now >= self._look_deadline:
+            found = outside.find_uncovered(tasks, lambda lease: Places(directory=self._directory, lease=lease), present)
+            self._found = self._watch.timed(found, now)
+            self._look_deadline = now + OUTSIDE_SECONDS
         return self._found

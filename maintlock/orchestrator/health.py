@@ -10,27 +10,28 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from maintlock import marks, observe, outside, pending, process
+from maintlock import holder, marks, observe, outside, pending, process
+from maintlock import line as line_file
 from maintlock.history import read_states
 from maintlock.ledger import LedgerUnavailable
 from maintlock.model import record as frozen
 from maintlock.orchestrator import record
+from maintlock.orchestrator.taskhealth import Seen, task_health, trouble_of, unconfigured
 from maintlock.paths import Places
-from maintlock.standing import standing
 from maintlock.states import TaskState
 from maintlock.times import duration_text, rfc3339
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from maintlock.config import Config
     from maintlock.history import States
+    from maintlock.model import Line
     from maintlock.orchestrator.record import Record
     from maintlock.report import CollisionReport, Status
     from maintlock.settings import TaskSettings
 
 HEALTHY, DEGRADED, UNKNOWN = "healthy", "degraded", "unknown"
-BAD_TASK_STATES = frozenset({"starved", "failing", "overdue"})
 LATE_POLLS = 10.0
 LATE_SECONDS = 60.0  # a pass may wait for a disk
 
@@ -51,8 +52,10 @@ class Health(TypedDict):
 class Readings:
     """What health is judged from. `states` is None where the ledger cannot be read, and `trouble` says why.
 
-    `running` are tasks that have a lease or have joined in one, `waiting` the pids of who waits for one; `is_used` tells
-    whether there ever was an orchestrator. `dropped` counts events that could not be recorded; `now` is in epoch seconds.
+    `running` are tasks that have a lease or have joined in one, `waiting` the pids of who waits for one; `lost` are the lines
+    of grants, by lease, that nobody ended and of which nothing works any more. `is_used` tells whether there ever was an
+    orchestrator. `dropped` counts events that could not be recorded; `now` is in epoch seconds. `bad_config` says why the
+    configuration could not be read: then nothing of it is known.
     """
 
     status: Status
@@ -61,14 +64,16 @@ class Readings:
     running: frozenset[str]
     waiting: frozenset[int]
     is_used: bool
+    lost: Mapping[str, Line]
     collisions: tuple[CollisionReport, ...]
     dropped: int
     trouble: str | None
     now: float
+    bad_config: str | None = None
 
 
-def read_health(places: Places, config: Config) -> Health:
-    """Return how everything is.
+def read_health(places: Places, config: Config, *, bad_config: str | None = None) -> Health:
+    """Return how everything is; `bad_config` says why nothing is known of the configuration.
 
     Raises:
         RefusedError: Directory, lock file or a record could be somebody else's.
@@ -82,7 +87,9 @@ def read_health(places: Places, config: Config) -> Health:
     except LedgerUnavailable as error:
         trouble = str(error)
     told = record.read(places.directory) if is_there else None
-    leases = {places.lease, *(task.lease for task in config.tasks.values())}
+    known = unconfigured(states.tasks if states is not None else {}, config)
+    leases = {places.lease, *(task.lease for task in (*config.tasks.values(), *known))}
+    leases |= states.collisions.keys() if states is not None else set()
     found = {lease: observe.read_status(Places(directory=places.directory, lease=lease), now) for lease in leases}
     readings = Readings(
         status=found[places.lease],
@@ -91,22 +98,28 @@ def read_health(places: Places, config: Config) -> Health:
         running=frozenset(task for status in found.values() for task in _running_in(status)),
         waiting=frozenset(row["pid"] for status in found.values() for row in status["waiters"] if row["pid"]),
         is_used=os.path.lexists(f"{places.directory}/{record.LOCK_FILE}"),
-        collisions=tuple(_read_collisions(states, places, config, now)),
+        lost=dict(_read_lost(places.directory, found.values())),
+        collisions=tuple(_read_collisions(found.values(), places, config, now)),
         dropped=pending.dropped(places.directory) if is_there else 0,
         trouble=trouble,
         now=now,
+        bad_config=bad_config,
     )
     return judged(readings, config)
 
 
-def _read_collisions(states: States | None, places: Places, config: Config, now: float) -> list[CollisionReport]:
-    """Return the open collisions of all leases whose processes still live, and heavy processes nobody has told of yet."""
-    known = [found for some in (states.collisions if states is not None else {}).values() for found in some]
-    found: list[CollisionReport] = [
-        {"kind": one.kind, "detail": one.detail, "since": rfc3339(one.since)}
-        for one in known
-        if not marks.is_over(one.id)
-    ]
+def _read_lost(directory: str, statuses: Iterable[Status]) -> Iterable[tuple[str, Line]]:
+    """Yield the last grants of free leases that have no end: their holders died, nothing of them works, and nobody has asked since."""
+    for status in statuses:
+        places = Places(directory=directory, lease=status["lease"])
+        grant, _ = holder.on_record(line_file.read_path(places.lock), holder.read_sidecar(places))
+        if grant is not None and status["state"] == "free" and process.is_alive(grant.identity) is False:
+            yield status["lease"], grant
+
+
+def _read_collisions(statuses: Iterable[Status], places: Places, config: Config, now: float) -> list[CollisionReport]:
+    """Return the collisions of all leases, and heavy processes nobody has told of yet."""
+    found = [one for status in statuses for one in status["collisions"]]
     told = " ".join(one["detail"] or "" for one in found)
     new = outside.find(config.tasks.values(), lambda lease: Places(directory=places.directory, lease=lease))
     return found + [
@@ -130,17 +143,19 @@ def judged(readings: Readings, config: Config) -> Health:
     """Return what the readings amount to."""
     orchestrator = _orchestrator(readings)
     lives = orchestrator["state"] in {"running", "stalled"}
-    tasks = {name: _task(task, readings, config, lives=lives) for name, task in sorted(config.tasks.items())}
+    told = readings.record if lives else None
+    troubles = dict(told.troubles) if told is not None else {}
+    known = unconfigured(readings.states.tasks if readings.states is not None else {}, config)
+    tasks = {
+        task.name: task_health(task, _seen(task, readings, config, told))
+        for task in (*(config.tasks[name] for name in sorted(config.tasks)), *known)
+    }
     is_wanted = lives or orchestrator["state"] == "died"
     daemons = {name: _daemon(name, readings, is_wanted=is_wanted) for name in sorted(config.daemons)}
-    troubles = dict(readings.record.troubles) if lives and readings.record is not None else {}
     bad = [
+        *([f"configuration: {readings.bad_config}"] if readings.bad_config is not None else []),
         *_of_lease(readings.status),
-        *[
-            f"{name} is {task['state']}{_because(task)}"
-            for name, task in tasks.items()
-            if task["state"] in BAD_TASK_STATES
-        ],
+        *[text for name, task in tasks.items() if (text := trouble_of(name, task, troubles)) is not None],
         *[f"daemon {name} is down: {found['detail']}" for name, found in daemons.items() if found["state"] == "down"],
         *[f"{found['kind']}: {found['detail']}" for found in readings.collisions],
         *([f"the orchestrator {orchestrator['state']}: {orchestrator['detail']}"] if orchestrator["is_bad"] else []),
@@ -152,7 +167,7 @@ def judged(readings: Readings, config: Config) -> Health:
     del orchestrator["is_bad"]
     return {
         "status": UNKNOWN if unknown else DEGRADED if bad else HEALTHY,
-        "reasons": [*unknown, *bad],
+        "reasons": [*dict.fromkeys([*unknown, *bad])],
         "lease": readings.status,
         "tasks": tasks,
         "daemons": daemons,
@@ -173,46 +188,21 @@ def _unknown_lease(status: Status) -> str | None:
     return f"the lease cannot be seen: {status['detail']}" if status["state"] == "unknown" else None
 
 
-def _because(task: Mapping[str, Any]) -> str:
-    if task["state"] == "starved":
-        return f" since {task['deferred_since']}, held back by {task['blocked_by'] or 'somebody unknown'}"
-    if task["state"] == "failing":
-        return f", its last run ended as {task['last_outcome']}"
-    return f", its last success was at {task['last_success_at']}" if task["last_success_at"] else ", it never succeeded"
-
-
-def _task(task: TaskSettings, readings: Readings, config: Config, *, lives: bool) -> dict[str, Any]:
+def _seen(task: TaskSettings, readings: Readings, config: Config, told: Record | None) -> Seen:
     states = readings.states.tasks if readings.states is not None else {}
-    state = states.get((task.lease, task.name), TaskState())
-    told = readings.record if lives else None
-    is_running = task.name in readings.running or (
-        told is not None and task.name in told.jobs and _is_at_work(told.jobs[task.name], readings)
+    lost = readings.lost.get(task.lease)
+    is_at_work = told is not None and task.name in told.jobs and _is_at_work(told.jobs[task.name], readings)
+    return Seen(
+        state=states.get((task.lease, task.name), TaskState()),
+        is_running=task.name in readings.running or is_at_work,
+        lost=lost if lost is not None and lost.task == task.name else None,
+        held=told.held.get(task.name) if told is not None else None,
+        troubles=told.troubles if told is not None else {},
+        has_orchestrator=told is not None,
+        is_configured=task.name in config.tasks if readings.bad_config is None else None,
+        now=readings.now,
+        starved_after=config.starved_after,
     )
-    held = told.held.get(task.name) if told is not None else None
-    if held is not None and state.deferred_since is None:
-        state = state._replace(deferred_since=held.since)  # the ledger does not know yet, or cannot be written
-    found = standing(task, state, is_running=is_running, now=readings.now, starved_after=config.starved_after)
-    return {
-        "state": found.state,
-        "deferred_since": _moment(found.deferred_since),
-        "blocked_by": held.blocked_by if held is not None else found.blocked_by,
-        "reason_code": held.reason_code if held is not None else found.reason_code,
-        "consecutive_deferrals": found.consecutive_deferrals,
-        "last_run_at": _moment(found.last_run_at),
-        "last_success_at": _moment(found.last_success_at),
-        "last_outcome": found.last_outcome,
-        "next_due_at": _moment(found.next_due_at),
-        "heavy": task.heavy,
-        "lease": task.lease,
-        "interval_seconds": task.interval,
-        "detail": _detail(task.name, told),
-    }
-
-
-def _detail(name: str, told: Record | None) -> str | None:
-    troubles = told.troubles if told is not None else {}
-    found = [troubles[about] for about in (f"start:{name}", f"inbox:{name}", f"task:{name}") if about in troubles]
-    return "; ".join(found) or None
 
 
 def _daemon(name: str, readings: Readings, *, is_wanted: bool) -> dict[str, Any]:

@@ -9,8 +9,11 @@ the pass waits for only briefly, and after that rests many times as long as it t
 
 from __future__ import annotations
 
+import errno
+import fnmatch
 import glob
 import os
+import re
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -18,7 +21,7 @@ from typing import TYPE_CHECKING
 from maintlock.orchestrator.cadence import Unread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from maintlock.settings import TaskSettings
 
@@ -27,6 +30,8 @@ PATIENT_SECONDS = 5.0  # where there is one pass only
 TIMES_ITS_COST = 20.0
 SLACK_SECONDS = 0.02  # file times come from a clock that ticks every few milliseconds
 MAX_COUNTED = 1_000_000
+ANY_DEPTH = "**"
+GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})  # removed meanwhile, or a symlink that leads nowhere
 
 
 def unread_among(times: Iterable[float], since: float | None) -> Unread:
@@ -40,29 +45,44 @@ def unread_among(times: Iterable[float], since: float | None) -> Unread:
     return Unread(count=count, oldest_at=oldest if count else 0.0, newest_at=newest)
 
 
-def read_times(pattern: str) -> Iterable[float]:
+def read_times(pattern: str) -> Iterator[float]:
     """Yield when each file that a pattern matches was changed, or put there under its name (epoch seconds).
 
+    A pattern means what it means to `glob`, which passes over what it cannot read without a word. `**` enters no symlinks.
+
     Raises:
-        OSError: The directory cannot be read; one that does not exist is an empty one.
+        OSError: A directory cannot be read, or a file in it not be looked at; one that does not exist is an empty one.
     """
+    directory, parts = os.path.dirname(pattern), [os.path.basename(pattern)]
+    while glob.has_magic(directory):
+        parts.insert(0, os.path.basename(directory))
+        directory = os.path.dirname(directory)
     try:
-        os.scandir(_fixed_part(pattern) or ".").close()  # glob passes over what it cannot read without a word
+        yield from _times_below(directory or ".", parts)
     except FileNotFoundError:
         return
-    for path in glob.iglob(pattern, recursive=True):
-        try:
-            found = os.stat(path)
-        except OSError:
-            continue  # gone meanwhile
-        yield found.st_ctime
 
 
-def _fixed_part(pattern: str) -> str:
-    directory = os.path.dirname(pattern)
-    while glob.has_magic(directory):
-        directory = os.path.dirname(directory)
-    return directory
+def _times_below(directory: str, parts: Sequence[str]) -> Iterator[float]:
+    first, *rest = parts
+    if first == ANY_DEPTH and rest:
+        yield from _times_below(directory, rest)
+    matches = re.compile(fnmatch.translate("*" if first == ANY_DEPTH else first)).match
+    shows_hidden = first.startswith(".")
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if not matches(entry.name) or (entry.name.startswith(".") and not shows_hidden):
+                continue
+            try:
+                if entry.is_dir():
+                    deeper = rest if first != ANY_DEPTH else [] if entry.is_symlink() else parts
+                    if deeper:
+                        yield from _times_below(entry.path, deeper)
+                elif not rest:
+                    yield entry.stat().st_ctime
+            except OSError as error:
+                if error.errno not in GONE:
+                    raise
 
 
 class Inbox:
@@ -73,7 +93,7 @@ class Inbox:
         self._clock = clock
         self._ahead: dict[float, float] = {}  # by a file's time to come: when it was first met
         self._thread: threading.Thread | None = None
-        self._rested_at = 0.0  # monotonic
+        self._rest_deadline = 0.0  # monotonic
         self._found: tuple[float | None, Unread] | None = None
         self._error: Exception | None = None
 
@@ -83,7 +103,7 @@ class Inbox:
         Raises:
             OSError: It cannot be read.
         """
-        if (self._thread is None or not self._thread.is_alive()) and time.monotonic() >= self._rested_at:
+        if (self._thread is None or not self._thread.is_alive()) and time.monotonic() >= self._rest_deadline:
             self._thread = threading.Thread(target=self._look, args=(since,), daemon=True)
             self._thread.start()
         if self._thread is not None:
@@ -100,7 +120,7 @@ class Inbox:
         except Exception as error:  # noqa: BLE001  whatever it is, it is raised where it is asked for
             self._error = error
         took = time.monotonic() - began
-        self._rested_at = time.monotonic() + (took * TIMES_ITS_COST if took > WAIT_SECONDS else 0.0)
+        self._rest_deadline = time.monotonic() + (took * TIMES_ITS_COST if took > WAIT_SECONDS else 0.0)
 
     def _grounded(self, times: Iterable[float]) -> Iterable[float]:
         now = self._clock()

@@ -1,6 +1,9 @@
 """Jobs: each due task runs under a `maintlock-wrap` of its own, which outlives us; here they are started, and their ends heard.
 
 The wrapper has all that it needs on its command line. What became of it stands in its outcome file, also for a successor.
+
+    started ──has its lease──> begun ──its wrapper ends──> ended
+       └──refused, or stopped while it waits──> ended       └──is killed, and its job works on──> orphaned ──> ended
 """
 
 from __future__ import annotations
@@ -12,34 +15,63 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from maintlock import config as configuration
-from maintlock import launch, outside, process
+from maintlock import custody, launch, outside, process
+from maintlock import line as line_file
+from maintlock.model import record, replace
 from maintlock.orchestrator import children, ends
 from maintlock.orchestrator.backpressure import SOURCE
 from maintlock.orchestrator.children import Child
 from maintlock.orchestrator.record import Started
+from maintlock.paths import Places
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from maintlock.config import Config
+    from maintlock.model import Line
     from maintlock.orchestrator.cadence import Due
     from maintlock.orchestrator.ends import End
 
 OUTCOME = "--outcome"
+LEASE = "--lease="
+ASKING_SECONDS = 2.0  # after that, whoever has no lease yet may be waiting for it for long
+
+
+@record(frozen=True, kw_only=True)
+class Begun:
+    """A job has got its lease."""
+
+    task: str
+    reason: str
+    pid: int
+
+
+@record(frozen=True, kw_only=True)
+class Orphaned:
+    """A job's wrapper was killed, and parts of the job work on; `pids` are some of theirs."""
+
+    task: str
+    pids: tuple[int, ...]
 
 
 class Jobs:
-    """The jobs that we, or an orchestrator before us, have started and that have not ended."""
+    """The jobs that we, or an orchestrator before us, have started and that have not ended.
+
+    `running` are those whose wrappers live, `orphaned` those that work on without one.
+    """
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
         self.running: dict[str, Child] = {}
+        self.orphaned: dict[str, tuple[Child, Line]] = {}
+        self._asking_deadline = 0.0
 
     def adopt(self, recorded: Mapping[str, Started]) -> None:
         """Take over what a predecessor has started, also what it had no time to put on record (R8)."""
         for task, started in {**recorded, **self._unrecorded()}.items():
             if children.is_ours(started) and self._is_wrapper(started.identity.pid, task):
-                self.running[task] = Child(started)
+                self.running[task] = child = Child(started)
+                child.is_begun = self._line_of(child) is not None
 
     def _unrecorded(self) -> dict[str, Started]:
         """Return the wrappers that work for us, by task: they name their outcome file."""
@@ -52,7 +84,8 @@ class Jobs:
             if path.startswith(prefix) and path.endswith(suffix) and children.is_our_users(pid):
                 identity = process.read_identity(pid)
                 at = process.started_at(identity) or time.time()
-                found[path.removeprefix(prefix).removesuffix(suffix)] = Started(identity=identity, at=at)
+                task = path.removeprefix(prefix).removesuffix(suffix)
+                found[task] = Started(identity=identity, at=at, lease=_lease_in(said))
         return found
 
     def _is_wrapper(self, pid: int, task: str) -> bool:
@@ -84,33 +117,82 @@ class Jobs:
             environ=children.environment(os.environ, task.env, directory=self._directory, config=config.path),
             reason=due.reason,
         )
+        child.started = replace(child.started, lease=task.lease)
         self.running[task.name] = child
+        self._asking_deadline = time.monotonic() + ASKING_SECONDS
         return child
 
-    def ended(self) -> list[End]:
-        """Return how those ended that have, since the last time that this was asked."""
-        found = []
+    def news(self) -> list[Begun | Orphaned | End]:
+        """Return what has become of jobs since the last time that this was asked, in its order."""
+        found: list[Begun | Orphaned | End] = []
+        for task, (child, line) in [*self.orphaned.items()]:
+            if not self._survivors(child, line):
+                del self.orphaned[task]
+                found.append(self._end(task, child, line))
         for task, child in [*self.running.items()]:
-            if not child.is_alive():
+            is_alive = child.is_alive()
+            found += self._news_of(task, child, is_alive=is_alive)
+            if not is_alive:
                 del self.running[task]
-                found.append(self._end(task, child))
         return found
 
+    def _news_of(self, task: str, child: Child, *, is_alive: bool) -> list[Begun | Orphaned | End]:
+        line = self._line_of(child) if not (is_alive and child.is_begun) else None
+        end = None if is_alive else self._end(task, child, line)
+        begun: list[Begun | Orphaned | End] = []
+        if not child.is_begun and (line is not None or (end is not None and end.is_begun)):
+            child.is_begun = True
+            begun.append(Begun(task=task, reason=child.started.reason, pid=child.pid))
+        if line is not None and not line.outcome and not is_alive and (pids := self._survivors(child, line)):
+            self.orphaned[task] = child, line
+            return [*begun, Orphaned(task=task, pids=pids)]
+        return [*begun, end] if end is not None else begun
+
     def started(self) -> dict[str, Started]:
-        """Return those that run, for the record."""
+        """Return those whose wrappers live, for the record."""
         return {task: child.started for task, child in self.running.items()}
+
+    def waiting(self) -> dict[str, Started]:
+        """Return those that were not seen to have their lease yet."""
+        return {task: child.started for task, child in self.running.items() if not child.is_begun}
+
+    def is_asking(self) -> bool:
+        """Tell whether one was started so recently that it will have its lease, or be refused, in a moment."""
+        return time.monotonic() < self._asking_deadline and bool(self.waiting())
 
     def stop(self) -> None:
         """Ask every wrapper to stop its job: TERM, its own grace, KILL."""
         for child in self.running.values():
             child.send_signal(signal.SIGTERM)
 
-    def _end(self, task: str, child: Child) -> End:
+    def _end(self, task: str, child: Child, line: Line | None) -> End:
         path = self._outcome_path(task)
         fields = ends.read_outcome(path)
         with suppress(OSError):
             os.unlink(path)
-        return ends.end_of(task, fields, child.exit_code, children.log_path(self._directory, task))
+        log_path = children.log_path(self._directory, task)
+        end = ends.end_of(task, fields, line, child.exit_code, log_path, is_begun=child.is_begun)
+        if end.outcome == "deferred":
+            children.restore_log(self._directory, task)
+        return end
+
+    def _places(self, child: Child) -> Places:
+        return Places(directory=self._directory, lease=child.started.lease)
+
+    def _line_of(self, child: Child) -> Line | None:
+        """Return the line of the grant that a wrapper has or had; None if it had none, or another grant has followed."""
+        line = line_file.read_path(self._places(child).lock) if child.started.lease else None
+        return line if line is not None and line.identity == child.started.identity else None
+
+    def _survivors(self, child: Child, line: Line) -> tuple[int, ...]:
+        found = custody.read_custody(self._places(child))
+        is_it = found.grant is not None and found.grant.lease_id == line.lease_id
+        return tuple(stat.pid for stat in found.members) if is_it and found.state == "orphaned" else ()
 
     def _outcome_path(self, task: str) -> str:
         return f"{self._directory}/{children.LOGS}/{task}.outcome.json"
+
+
+def _lease_in(argv: Sequence[str]) -> str:
+    """Return the lease that a wrapper's command line names: it was written by `launch`."""
+    return next((word.removeprefix(LEASE) for word in argv if word.startswith(LEASE)), "")

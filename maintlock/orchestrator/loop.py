@@ -21,7 +21,7 @@ from maintlock.orchestrator import ends, record, streaks
 from maintlock.orchestrator.backpressure import Gate
 from maintlock.orchestrator.daemons import Daemons
 from maintlock.orchestrator.instance import Instance
-from maintlock.orchestrator.jobs import Jobs
+from maintlock.orchestrator.jobs import Begun, Jobs, Orphaned
 from maintlock.orchestrator.memory import Memory
 from maintlock.orchestrator.planner import Planner
 from maintlock.orchestrator.record import Record
@@ -30,15 +30,16 @@ from maintlock.orchestrator.streaks import Streaks
 from maintlock.orchestrator.troubles import Troubles
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from maintlock.config import Config
-    from maintlock.orchestrator.backpressure import Decision
     from maintlock.orchestrator.cadence import Due
     from maintlock.orchestrator.ends import End
+    from maintlock.orchestrator.planner import Scene
 
 # Troubles in which the configuration has no part: they outlast a new one.
 LASTING = frozenset({"state directory", "ledger", "ledger reading", "processes"})
+MAX_PIDS = 12
 log = logging.getLogger("maintlock.orchestrator")
 
 
@@ -76,7 +77,7 @@ class Orchestrator:
         self.troubles.attempt("jobs", lambda: self.jobs.adopt(known.jobs))
         self.memory.adopted(self.jobs.started())
         self.daemons.configure(self.config.daemons, known.daemons)
-        self.tell()
+        self.write_record()
         adopted = sorted(self.jobs.running)
         log.info(
             "started%s",
@@ -114,9 +115,10 @@ class Orchestrator:
         self.tend()
         now = self.now()
         attempt("ledger", lambda: self.ledger.drain(now=now))
-        decided = self.planner.decisions(self.config, self.jobs.started(), now)
-        attempt("action", lambda: self._act(decided, now))
-        self.tell()
+        scene = self.planner.look(self.config, self.jobs.started(), now)
+        if scene is not None:
+            attempt("action", lambda: self._act(scene, now))
+        self.write_record()
 
     def tend(self) -> None:
         """Look after what we have started: jobs that have ended, daemons that have died."""
@@ -124,11 +126,11 @@ class Orchestrator:
         self.troubles.attempt("daemons", lambda: self.daemons.tend(time.monotonic(), self.config))
 
     def tend_jobs(self) -> None:
-        """Hear of the ends of jobs."""
-        for end in self.jobs.ended():
-            self.troubles.attempt(f"end:{end.task}", partial(self._note_end, end))
+        """Hear what has become of jobs: which have got their lease, and which have ended."""
+        for news in self.jobs.news():
+            self.troubles.attempt(f"job:{news.task}", partial(self._note, news))
 
-    def tell(self, *, stopped_at: float | None = None) -> None:
+    def write_record(self, *, stopped_at: float | None = None) -> None:
         """Bring our record up to date; `stopped_at` (epoch seconds) once we leave in good order."""
         told = Record(
             identity=process.own_identity(),
@@ -153,44 +155,82 @@ class Orchestrator:
         lost, self.instance = self.instance, Instance(self.directory)
         lost.close()
         self.recorder = Recorder(self.directory)
+        self.streaks.forget()
+        self.planner.collisions.forget()
         log.warning("%s was removed, and has been made anew", self.directory, extra={"event": "state_directory_lost"})
 
-    def _act(self, decided: list[Decision], now: float) -> None:
-        self.streaks.held = streaks.held_by(decided, self.streaks.held, now)
-        for decision in decided:
-            due, gate = decision.due, decision.gate
-            if gate is None:
-                self._start(due)
-                continue
-            self.memory.held_back(due.task.name)
-            told = self.planner.history.state_of(due.task)
-            self.troubles.attempt(f"deferral:{due.task.name}", partial(self.streaks.tell, due, gate, told, now))
+    def _act(self, scene: Scene, now: float) -> None:
+        """Start what may start, and tell of what may not; the turn of a task that cannot be started is the next one's."""
+        dues: Sequence[Due] = scene.dues
+        while True:
+            decided = scene.decided(dues)
+            failed = [one for one in decided if one.gate is None and not self._start(one.due)]
+            held = [one for one in decided if one.gate is not None]
+            if not any(one.due.task.heavy for one in failed):
+                break
+            dues = [one.due for one in held]
+        waiting = self.planner.waiting(self.jobs.waiting(), now)
+        self.streaks.held = {**streaks.held_by(held, self.streaks.held, now), **waiting}
+        for name in waiting.keys() & self.config.tasks.keys():
+            task = self.config.tasks[name]
+            self.streaks.explain_waiting(task, waiting[name], self.planner.history.state_of(task))
+        for one in held:
+            told = self.planner.history.state_of(one.due.task)
+            self.troubles.attempt(f"deferral:{one.due.task.name}", partial(self.streaks.tell, one, told, now))
 
-    def _start(self, due: Due) -> None:
+    def _start(self, due: Due) -> bool:
+        """Start a due task; False if that cannot be done."""
         name = due.task.name
         try:
-            child = self.jobs.start(due, self.config)
+            self.jobs.start(due, self.config)
         except Exception as error:  # noqa: BLE001  whatever it is, it is that task's alone
             self.troubles.note(f"start:{name}", f"cannot be started: {error}")
             self.memory.not_begun(name, time.monotonic())
-            return
+            return False
         self.memory.begun(name, self.now())
+        return True
+
+    def _note(self, news: Begun | Orphaned | End) -> None:
+        if isinstance(news, Begun):
+            self._note_begin(news)
+        elif isinstance(news, Orphaned):
+            self._note_orphan(news)
+        else:
+            self._note_end(news)
+
+    def _note_begin(self, begun: Begun) -> None:
+        self.troubles.note(f"start:{begun.task}", None)
         log.info(
             "%s started (%s)",
-            name,
-            due.reason,
-            extra={"event": "task_started", "task": name, "reason": due.reason, "pid": child.pid},
+            begun.task,
+            begun.reason,
+            extra={"event": "task_started", "task": begun.task, "reason": begun.reason, "pid": begun.pid},
+        )
+
+    def _note_orphan(self, orphaned: Orphaned) -> None:
+        log.warning(
+            "%s works on, and its wrapper was killed (pids %s)",
+            orphaned.task,
+            ", ".join(map(str, orphaned.pids[:MAX_PIDS])),
+            extra={"event": "task_orphaned", "task": orphaned.task, "pids": orphaned.pids[:MAX_PIDS]},
         )
 
     def _note_end(self, end: End) -> None:
         """Remember what the end of a job means for its next start, and tell of it."""
-        self.memory.ended(end.task, end.outcome, time.monotonic(), poll_interval=self.config.poll_interval)
+        self.memory.ended(end.task, end.outcome, time.monotonic(), is_begun=end.is_begun)
+        self._note_not_begun(end)
+        if end.is_begun:
+            self.troubles.note(f"command:{end.task}", ends.bad_command(end))
+            ends.log_end(end)
         task = self.config.tasks.get(end.task)
-        if end.outcome == "deferred":
-            if task is not None:
-                gate = Gate(reason_code=end.reason_code or "lease-held", blocked_by=end.blocked_by)
-                self.streaks.stood_back(task, gate, self.planner.history.state_of(task))
+        if end.outcome == "deferred" and task is not None:
+            gate = Gate(reason_code=end.reason_code or "lease-held", blocked_by=end.blocked_by)
+            self.streaks.stood_back(task, gate, self.planner.history.state_of(task))
+
+    def _note_not_begun(self, end: End) -> None:
+        about, reason = f"start:{end.task}", ends.not_begun(end)
+        if reason is None or end.outcome != "stopped":
+            self.troubles.note(about, reason)
             return
-        self.troubles.note(f"start:{end.task}", ends.trouble_of(end))
-        if end.outcome != "not_run":
-            ends.tell(end)
+        shown = self.troubles.let_stand(about, reason)  # somebody wanted that: no error, and still due
+        log.info("%s %s", end.task, shown, extra={"event": "task_not_begun", "task": end.task})

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from maintlock.orchestrator.record import Held, Started
     from maintlock.settings import TaskSettings
 
-RETRY_SECONDS = 60.0  # after a start that could not even ask for the lease, and at most after one that stood back
+RETRY_SECONDS = 60.0  # after a start that came to nothing, other than one that stood back
 
 
 @record(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Known:
     """What we know of one task. Times are epoch seconds, but `not_before`: it is monotonic.
 
     `began_at` is its last start, `succeeded_at` the start of its last run that succeeded. `failures` are runs in a row that
-    did not succeed; `refusals` are starts in a row that stood back although the lease had looked free.
+    did not succeed.
     """
 
     first_seen_at: float | None = None
@@ -31,26 +31,25 @@ class Known:
     succeeded_at: float | None = None
     not_before: float = 0.0
     failures: int = 0
-    refusals: int = 0
 
 
 NOTHING = Known()
 
 
-def after_end(known: Known, outcome: str | None, now: float, *, poll_interval: float) -> Known:
-    """Return what is known of a task after a job of its has ended; `now` is monotonic, `poll_interval` in seconds.
+def after_end(known: Known, outcome: str | None, now: float, *, is_begun: bool) -> Known:
+    """Return what is known of a task after a job of its has ended; `now` is monotonic.
 
-    Who stood back tries again at once, then later each time. What was not run or stood back has not begun.
+    One that never had its lease has not begun: it stays due. Where it stood back, it asks again at the next poll, so that it
+    is not late when the lease is freed; where something else was in its way, after a pause.
     """
     if outcome == "deferred":
-        again = cadence.retry_seconds(known.refusals, first=poll_interval, longest=RETRY_SECONDS)
-        return replace(known, began_at=None, refusals=known.refusals + 1, not_before=now + again)
-    if outcome == "not_run":
+        return replace(known, began_at=None)
+    if not is_begun:
         return replace(known, began_at=None, not_before=now + RETRY_SECONDS)
     if outcome != "completed":
-        return replace(known, refusals=0, failures=known.failures + 1)
+        return replace(known, failures=known.failures + 1)
     succeeded_at = known.succeeded_at if known.began_at is None else known.began_at
-    return replace(known, refusals=0, failures=0, succeeded_at=succeeded_at)
+    return replace(known, failures=0, succeeded_at=succeeded_at)
 
 
 def merged(told: TaskState, known: TaskState, held: Held | None) -> TaskState:
@@ -100,14 +99,9 @@ class Memory:
         """Remember that a task could not be started; `now` is monotonic."""
         self._known[task] = replace(self.known(task), not_before=now + RETRY_SECONDS)
 
-    def ended(self, task: str, outcome: str | None, now: float, *, poll_interval: float) -> None:
+    def ended(self, task: str, outcome: str | None, now: float, *, is_begun: bool) -> None:
         """Remember how a task's job has ended; `now` is monotonic."""
-        self._known[task] = after_end(self.known(task), outcome, now, poll_interval=poll_interval)
-
-    def held_back(self, task: str) -> None:
-        """Remember that it is seen why a task has to stand back: it does not run into that any more."""
-        if self.known(task).refusals:
-            self._known[task] = replace(self.known(task), refusals=0)
+        self._known[task] = after_end(self.known(task), outcome, now, is_begun=is_begun)
 
     def forget_delays(self) -> None:
         """Let every task start as soon as it is due: what stood in its way may have been mended."""

@@ -1,4 +1,4 @@
-"""What a pass sees and decides: which tasks are due, and what becomes of each. It starts nothing.
+"""What a pass sees, and what follows from it: which tasks are due, and what becomes of each. It starts nothing.
 
 A look that fails is a trouble of what it is about. What cannot be seen is taken for what would be worst: a lease for held, the
 processes outside it for a collision, a ledger for what it was when it could be read.
@@ -10,16 +10,17 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from maintlock.model import replace
+from maintlock.model import record
 from maintlock.orchestrator import backpressure, cadence, facts
 from maintlock.orchestrator.backpressure import Gate
 from maintlock.orchestrator.collisions import Collisions
 from maintlock.orchestrator.facts import History, Leases, Processes
 from maintlock.orchestrator.inbox import PATIENT_SECONDS, WAIT_SECONDS, Inboxes
 from maintlock.orchestrator.memory import retry_seconds
+from maintlock.orchestrator.record import Held
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from maintlock.config import Config
     from maintlock.orchestrator.backpressure import Decision
@@ -29,14 +30,33 @@ if TYPE_CHECKING:
     from maintlock.orchestrator.record import Started
     from maintlock.orchestrator.streaks import Streaks
     from maintlock.orchestrator.troubles import Troubles
+    from maintlock.outside import Outside
     from maintlock.settings import TaskSettings
-    from maintlock.states import TaskState
+    from maintlock.states import Collision, TaskState
 
-UNSEEN = Gate(reason_code="collision", blocked_by=None)
+QUEUED = Gate(reason_code="queued", blocked_by=None)
+
+
+@record(frozen=True, kw_only=True)
+class Scene:
+    """What a pass has seen: the tasks that are due, and all that decides on them. `now` is in epoch seconds."""
+
+    dues: tuple[Due, ...]
+    states: Mapping[str, TaskState]
+    gates: Mapping[str, Gate | None]
+    collision: Gate | None
+    now: float
+    starved_after: float
+
+    def decided(self, dues: Sequence[Due]) -> list[Decision]:
+        """Return what becomes of these of them, in the order in which they have a right to start."""
+        return backpressure.decisions(
+            dues, self.states, self.gates, self.collision, now=self.now, starved_after=self.starved_after
+        )
 
 
 class Planner:
-    """All that a pass looks at, and what it decides of that. `clock` tells epoch seconds."""
+    """All that a pass looks at. `clock` tells epoch seconds."""
 
     def __init__(
         self,
@@ -57,13 +77,27 @@ class Planner:
         self.inboxes = Inboxes(clock, wait_seconds=PATIENT_SECONDS if is_patient else WAIT_SECONDS)
         self.leases = Leases(directory)
 
-    def decisions(self, config: Config, jobs: Mapping[str, Started], now: float) -> list[Decision]:
-        """Return what becomes of every due task; `jobs` are ours that run, `now` is in epoch seconds."""
+    def look(self, config: Config, jobs: Mapping[str, Started], now: float) -> Scene | None:
+        """Return what is to be decided on, None if that cannot be seen; `jobs` are ours that run, `now` is in epoch seconds."""
         self.troubles.attempt("ledger reading", self.history.read)
         dues = self._dues(config, jobs, now)
-        collision = self._collision(config.tasks.values(), now, is_urgent=any(due.task.heavy for due in dues))
-        decide = partial(self._decided, config, jobs, dues, collision, now)
-        return self.troubles.attempt("decision", decide) or []
+        outside = self._outside(config.tasks.values(), now, is_urgent=any(due.task.heavy for due in dues))
+        return self.troubles.attempt("decision", partial(self._scene, config, jobs, dues, outside, now))
+
+    def waiting(self, jobs: Mapping[str, Started], now: float) -> dict[str, Held]:
+        """Return which of our jobs wait in the queue for their lease, by the ledger, for whom, and since when."""
+        present = self.history.states.present if self.history.states is not None else ()
+        since = {row["pid"]: row["at"] for row in present if row["role"] == "waiting"}
+        found = {}
+        for task, started in jobs.items():
+            if started.identity.pid in since:
+                gate = self._lease(started.lease, now).gate or QUEUED
+                gate = (
+                    QUEUED if gate.blocked_by in {None, task} else gate
+                )  # it may have the lock, and wait for survivors
+                at = since[started.identity.pid]
+                found[task] = Held(reason_code=gate.reason_code, blocked_by=gate.blocked_by, since=at)
+        return found
 
     def _dues(self, config: Config, jobs: Mapping[str, Started], now: float) -> list[Due]:
         found = []
@@ -86,17 +120,21 @@ class Planner:
             retry_seconds=retry_seconds(self.memory.known(task.name), task, poll_interval=poll_interval),
         )
 
-    def _decided(
-        self, config: Config, jobs: Mapping[str, Started], dues: list[Due], collision: Gate | None, now: float
-    ) -> list[Decision]:
-        ours = facts.about_to_run(jobs, config.tasks, now)
-        leases = {lease: self._lease(lease, ours.get(lease)) for lease in {due.task.lease for due in dues}}
+    def _scene(
+        self, config: Config, jobs: Mapping[str, Started], dues: list[Due], outside: list[Outside] | None, now: float
+    ) -> Scene:
+        collision = collision_gate(outside)
+        is_sure = outside is None or any(one.is_lasting for one in outside)
+        ours = facts.gates_of(jobs)
+        leases = {lease: self._lease(lease, now) for lease in {due.task.lease for due in dues}}
         dues = [due for due in dues if not leases[due.task.lease].is_running(due.task)]
-        return backpressure.decisions(
-            dues,
-            {due.task.name: self._state_of(due.task, now) for due in dues},
-            {lease: found.gate for lease, found in leases.items()},
-            collision,
+        return Scene(
+            dues=tuple(dues),
+            states={due.task.name: self._state_of(due.task, now) for due in dues},
+            gates={
+                lease: backpressure.named(found.gate, ours.get(lease)) or collision for lease, found in leases.items()
+            },
+            collision=collision if is_sure else None,
             now=now,
             starved_after=config.starved_after,
         )
@@ -110,17 +148,30 @@ class Planner:
         look = partial(self.inboxes.read, task.name, task.inbox, state.last_success_started_at)
         return self.troubles.attempt(f"inbox:{task.name}", look)
 
-    def _collision(self, tasks: Iterable[TaskSettings], now: float, *, is_urgent: bool) -> Gate | None:
-        """Return the gate that heavy processes outside the lease are, and tell of them and of their end."""
-        found = self.troubles.attempt("processes", partial(self.processes.read, tasks, is_urgent=is_urgent))
-        if found is None:
-            return UNSEEN
-        known = self.history.states.collisions if self.history.states is not None else None
-        self.troubles.attempt("collisions", partial(self.collisions.tell, found, known, now=now))
-        return Gate(reason_code="collision", blocked_by=found[0].task) if found else None
+    def _outside(self, tasks: Iterable[TaskSettings], now: float, *, is_urgent: bool) -> list[Outside] | None:
+        """Return heavy processes outside the lease, None where they cannot be seen, and tell of them and of their end."""
+        present = self.history.states.present if self.history.states is not None else ()
+        look = partial(self.processes.read, tasks, present, is_urgent=is_urgent)
+        found = self.troubles.attempt("processes", look)
+        if found is not None:
+            tell = partial(self.collisions.tell, found, self._known_collisions(), now=now)
+            self.troubles.attempt("collisions", tell)
+        return found
 
-    def _lease(self, lease: str, ours: Gate | None) -> LeaseFacts:
-        """Return who has a lease; where it is free, the gate is `ours`: that of a job which we have just started for it."""
+    def _lease(self, lease: str, now: float) -> LeaseFacts:
         look = partial(self.leases.read, lease, self.history.states)
         found = self.troubles.attempt(f"lease:{lease}", look) or facts.UNREADABLE
-        return replace(found, gate=found.gate or ours)
+        if found.custody is not None and found.custody.replaced is not None:
+            tell = partial(self.collisions.tell_replaced, lease, found.custody, self._known_collisions(), now=now)
+            self.troubles.attempt("collisions", tell)
+        return found
+
+    def _known_collisions(self) -> Mapping[str, Sequence[Collision]] | None:
+        return self.history.states.collisions if self.history.states is not None else None
+
+
+def collision_gate(found: Sequence[Outside] | None) -> Gate | None:
+    """Return the gate that heavy processes outside the lease are, if only for a moment; None stands for unseen, and counts as one."""
+    if found is None:
+        return Gate(reason_code="collision", blocked_by=None)
+    return Gate(reason_code="collision", blocked_by=found[0].task) if found else None

@@ -31,7 +31,7 @@ NOBODY = ProcessIdentity(pid=0, start_ticks=0, boot_id="", pid_namespace="")
 
 @record(frozen=True, kw_only=True)
 class Started:
-    """A process that the orchestrator has started: who it is, since when (epoch seconds), and for a job why.
+    """A process that the orchestrator has started: who it is, since when (epoch seconds), and for a job why and for which lease.
 
     Of a daemon that is down, `restart_at` tells when its cooldown is over (epoch seconds).
     """
@@ -39,6 +39,7 @@ class Started:
     identity: ProcessIdentity
     at: float
     reason: str = ""
+    lease: str = ""
     restarts: int = 0
     restart_at: float | None = None
 
@@ -176,6 +177,7 @@ def _started_fields(started: Started) -> dict[str, Any]:
     about = {
         "at": rfc3339(started.at),
         "reason": started.reason,
+        "lease": started.lease,
         "restarts": started.restarts,
         "restart_at": None if started.restart_at is None else rfc3339(started.restart_at),
     }
@@ -200,6 +202,7 @@ def _started(fields: Any) -> Started:
         identity=_identity(fields),
         at=at,
         reason=_text(fields.get("reason")),
+        lease=_text(fields.get("lease")),
         restarts=restarts,
         restart_at=_moment(fields.get("restart_at")),
     )

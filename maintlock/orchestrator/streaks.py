@@ -10,18 +10,19 @@ import os
 from typing import TYPE_CHECKING
 
 from maintlock import events, pending
-from maintlock.orchestrator.backpressure import SOURCE
+from maintlock.orchestrator.backpressure import SOURCE, Gate
 from maintlock.orchestrator.record import Held
 from maintlock.redact import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from maintlock.orchestrator.backpressure import Decision, Gate
-    from maintlock.orchestrator.cadence import Due
+    from maintlock.orchestrator.backpressure import Decision
     from maintlock.settings import TaskSettings
     from maintlock.states import TaskState
 
+STANDS_BACK, WAITS = "is due, and stands back for", "is due, and waits for"
+EVENTS = {STANDS_BACK: "deferred", WAITS: "waiting"}
 log = logging.getLogger("maintlock.orchestrator")
 
 
@@ -39,7 +40,7 @@ def held_by(decided: Iterable[Decision], before: Mapping[str, Held], now: float)
 def streak_of(task: TaskSettings, told: TaskState | None) -> str:
     """Return what names a task's present streak of deferrals, from what the ledger told of it, if that could be read."""
     run = told.last_run if told is not None else None
-    return f"{task.lease}:{task.name}:held back since {run or 'the beginning'}"
+    return events.streak_id(task.lease, task.name, run)
 
 
 class Streaks:
@@ -49,13 +50,16 @@ class Streaks:
         self._directory = directory
         self.held: dict[str, Held] = {}
         self._told: dict[str, str] = {}  # by task: the streak that the ledger has been told of
-        self._explained: dict[str, tuple[str, set[Gate]]] = {}  # by task: a streak, and what the log has of it
+        self._explained: dict[
+            str, tuple[str, set[tuple[str, Gate]]]
+        ] = {}  # by task: a streak, and what the log has of it
 
-    def tell(self, due: Due, gate: Gate, told: TaskState | None, now: float) -> None:
+    def tell(self, held: Decision, told: TaskState | None, now: float) -> None:
         """Tell why a due task is not started; the ledger counts the streak once (L5). `now` is in epoch seconds."""
-        task = due.task
+        due, gate, task = held.due, held.gate, held.due.task
+        assert gate is not None
         streak = streak_of(task, told)
-        self._explain(task.name, streak, gate)
+        self._explain(task.name, streak, gate, STANDS_BACK)
         if told is None or self._told.get(task.name) == streak:
             return  # while the ledger cannot be read, nobody knows which streak it is
         self._told[task.name] = streak
@@ -76,20 +80,35 @@ class Streaks:
     def stood_back(self, task: TaskSettings, gate: Gate, told: TaskState | None) -> None:
         """Tell why a task's wrapper stood back, which has told the ledger itself."""
         streak = self._told[task.name] = streak_of(task, told)
-        self._explain(task.name, streak, gate)
+        self._explain(task.name, streak, gate, STANDS_BACK)
 
-    def _explain(self, name: str, streak: str, gate: Gate) -> None:
-        """Log for whom a task stands back, once for each blocker and reason in a streak (R9, L10)."""
+    def explain_waiting(self, task: TaskSettings, held: Held, told: TaskState | None) -> None:
+        """Tell for whom a task's wrapper waits in the queue."""
+        gate = Gate(reason_code=held.reason_code, blocked_by=held.blocked_by)
+        self._explain(task.name, streak_of(task, told), gate, WAITS)
+
+    def forget(self) -> None:
+        """Forget what the ledger has been told: it is a new one."""
+        self._told.clear()
+
+    def _explain(self, name: str, streak: str, gate: Gate, words: str) -> None:
+        """Log for whom a task stands back or waits, once for each blocker and reason in a streak (R9, L10)."""
         if self._explained.get(name, ("", ()))[0] != streak:
             self._explained[name] = streak, set()
         known = self._explained[name][1]
-        if gate in known:
+        if (words, gate) in known:
             return
-        known.add(gate)
+        known.add((words, gate))
         log.info(
-            "%s is due, and stands back for %s (%s)",
+            "%s %s %s (%s)",
             name,
+            words,
             printable(gate.blocked_by or "an unknown owner", 80),
             printable(gate.reason_code, 80),
-            extra={"event": "deferred", "task": name, "reason_code": gate.reason_code, "blocked_by": gate.blocked_by},
+            extra={
+                "event": EVENTS[words],
+                "task": name,
+                "reason_code": gate.reason_code,
+                "blocked_by": gate.blocked_by,
+            },
         )

@@ -397,7 +397,7 @@ def test_a_waiting_guard_is_no_work_outside_the_lease(lock: Lock, script: Script
     bare.until_line("ready")
 
     assert (while_waiting, at_work) == ([], [])
-    assert [one.stat.pid for one in found()] == [bare.pid]
+    assert [one.stat.pid for one in until(found)] == [bare.pid]
 
 
 # The guard: where it cannot

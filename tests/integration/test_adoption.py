@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -94,6 +95,35 @@ def test_one_that_begins_later(o: Orchestration) -> None:
     assert o.stop(running) == 0
 
 
+ASKS_ITSELF = """
+import sys, maintlock
+with maintlock.hold("backup", wait=600):
+    print("ready", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_a_script_that_asks_itself_is_none(o: Orchestration) -> None:
+    """A script that takes the lease in its own code is no collision, not while it starts, waits, works or ends (R8, R17)."""
+    script = o.place / o.script("backup")
+    script.write_text(ASKS_ITSELF)
+    o.configure(o.task("kbSync"), f'[tasks.backup]\nmatch = "{script.name}"\n')
+    running = o.start()
+    o.until_began("kbSync")
+    by_hand = o.lock.start(str(script), program=sys.executable, stdin=subprocess.PIPE)
+    until(lambda: o.lock.status()["waiters"], "the waiter")
+    o.passes(5)
+    assert o.health(0)["collisions"] == []
+    o.let_go("kbSync")
+    by_hand.until_line("ready")
+    o.passes()
+    assert by_hand.popen.communicate(timeout=30)[0] == b""
+    o.passes()
+    assert o.stop(running) == 0
+    assert [line for line in o.logged() if line["level"] != "INFO"] == []
+    assert [row for row in o.lock.history() if row["event"].startswith("collision")] == []
+
+
 def test_an_editor_is_none(o: Orchestration) -> None:
     """An editor or pager that has such a file open is no heavy process (R8)."""
     (o.place / o.script("backup")).write_text("")
@@ -124,6 +154,18 @@ def test_jobs_are_adopted(o: Orchestration) -> None:
     assert o.stop(running) == 0
 
 
+def test_how_an_adopted_job_ended(o: Orchestration) -> None:
+    """With what an adopted job has ended is told as its wrapper has left it on record, and nothing is made up (R8)."""
+    o.configure(o.task("kbSync", ends=f'read x < "{o.gate("kbSync")}"; (exit 254)'))
+    o.stop(o.start(), signal.SIGTERM)
+    o.until_began("kbSync")
+    running = o.start()
+    o.let_go("kbSync")
+    line = o.until_logged("task_ended", task="kbSync")
+    assert (line["outcome"], line["exit_code"]) == ("failed", 254) and "failed, exit code 254" in line["message"]
+    assert o.stop(running) == 0
+
+
 def test_a_job_that_is_not_on_record_is_adopted(o: Orchestration) -> None:
     """An orchestrator killed between the start of a job and its record leaves one that its successor finds (R8)."""
     o.configure(o.task("kbSync"), o.task("light", "heavy = false"))
@@ -147,7 +189,7 @@ STAGES: dict[str, Callable[[Orchestrator], object]] = {
     "before-start": lambda found: found.jobs.start,
     "after-start": lambda found: found.streaks.tell,
     "before-ledger": lambda found: found.ledger.drain,
-    "before-record": lambda found: found.tell,
+    "before-record": lambda found: found.write_record,
 }
 
 
@@ -197,7 +239,7 @@ def _die_at(o: Orchestration, stage: str) -> None:
             found.run_pass()
             found.ledger.drain = die  # type: ignore[method-assign]  # taken away for the test
         elif stage == "before-record":
-            found.tell = die  # type: ignore[method-assign]  # taken away for the test
+            found.write_record = die  # type: ignore[method-assign]  # taken away for the test
         else:
             os.rename = die  # type: ignore[assignment]  # taken away for the test
             record.wholefile.os.rename = die  # type: ignore[attr-defined]  # not there on purpose

@@ -582,6 +582,7 @@ def test_a_heavy_process_outside_the_lease(lock: Lock, tmp_path: Path) -> None:
     assert_well(lock)
     outside = lock.start(str(script), program=PYTHON)
     outside.until_line("ready")
+    until(lambda: found(lock, "problem", "processes"), "it to be more than a start")
     row = the_problem(lock, "processes")
     assert f"(pid {outside.pid})" in row["text"] and "kbSync" in row["text"]
     mend(lock, row)

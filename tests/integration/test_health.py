@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 
@@ -90,6 +91,37 @@ def test_starvation(o: Orchestration) -> None:
     o.until_health(lambda found: found["status"] == "healthy")
 
 
+def test_a_job_that_was_killed_with_its_wrapper(o: Orchestration) -> None:
+    """A job of which nothing has survived is lost, and its task failing, before anybody asks for the lease (R9)."""
+    o.configure(o.task("kbSync"))
+    running = o.start()
+    o.until_began("kbSync")
+    until(lambda: o.lock.sidecar()["job_pid"])
+    os.kill(o.lock.sidecar()["pid"], signal.SIGKILL)
+    assert o.until_health(lambda found: found["lease"]["state"] == "orphaned")["tasks"]["kbSync"]["state"] == "running"
+    os.killpg(o.lock.sidecar()["job_pid"], signal.SIGKILL)
+    task = o.until_health(lambda found: found["lease"]["state"] == "free")["tasks"]["kbSync"]
+    assert (task["state"], task["last_outcome"]) == ("failing", "lost")
+    o.until_logged("task_ended", task="kbSync", outcome="lost")
+    assert o.stop(running) == 0
+
+
+def test_tasks_without_a_configuration(o: Orchestration) -> None:
+    """Without a configuration the tasks that have run or stood back are shown, and are nobody's fault (R10)."""
+    held = o.lock.hold("backup")
+    until(lambda: o.lock.history(event="acquired"), "the ledger to be told")
+    o.lock.wrap("-t", "kbSync", "--", "true")
+    done = subprocess.run(
+        [MAINTLOCK, "health", "--config", "none"],
+        env=o.lock.env(COLUMNS="200"), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    held.popen.communicate(timeout=20)
+    rows = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert any(row.startswith("backup running") for row in rows), rows
+    (row,) = [row for row in rows if row.startswith("kbSync deferred")]
+    assert "not configured; deferred" in row and "by backup (lease-held)" in row
+
+
 def test_a_deferral_is_no_success(o: Orchestration) -> None:
     """A deferral changes neither a task's last run nor its last success, in health as in metrics (L3)."""
     o.lock.wrap("-t", "kbSync", "--", "true")
@@ -116,7 +148,7 @@ def test_for_people(o: Orchestration, command: str) -> None:
     o.until_logged("task_ended", task="bad")
     o.passes(2)
     done = shown(o, command)
-    assert "held back by by-hand (lease-held) since" in " ".join(done.stdout.split())
+    assert "held back by by-hand (lease-held) for" in " ".join(done.stdout.split())
     assert done.returncode == (1 if command == "health" else 0) and "failing" in done.stdout
     lines = shown(o, command, "--json").stdout.splitlines()
     assert len(lines) == 1 and json.loads(lines[0])["tasks"]["kbSync"]["reason_code"] == "lease-held"

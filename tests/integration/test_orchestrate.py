@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from maintlock import config, events, paths, pending, process
+from maintlock import config, events, flock, paths, pending, process
 from maintlock.orchestrator import backpressure, cadence, children, facts, inbox
 from maintlock.orchestrator.instance import Instance
 from maintlock.orchestrator.loop import Orchestrator
@@ -111,6 +114,118 @@ def test_a_queued_waiter_goes_before(o: Orchestration) -> None:
     assert waiter.end()[0] == 0
     o.until_began("kbSync")
     assert o.traced()[:2] == ["by-hand begins", "kbSync begins"]
+
+
+@contextmanager
+def refusing(o: Orchestration) -> Iterator[None]:
+    """Have every request refused, or wait, although the lease looks free: somebody is in `.nested` who is not on record."""
+    o.lock.wrap("-t", "any", "--", "true")
+    fd = flock.open_file(str(o.lock.directory / "heavy-maintenance.nested"))
+    assert flock.try_lock(fd, shared=True)
+    try:
+        yield
+    finally:
+        flock.unlock_and_close(fd)
+
+
+def test_a_refused_start_is_no_start(o: Orchestration) -> None:
+    """However often a start is refused, that is one deferral and no start, and neither delays nor hides a later run (L5, R9)."""
+    logs = o.lock.directory / "logs"
+    with refusing(o):
+        logs.mkdir(mode=0o700)
+        (logs / "kbSync.log").write_text("of the run before\n")
+        o.configure(o.task("kbSync", ends="true"))
+        running = o.start()
+        o.until_logged("deferred", task="kbSync")
+        o.passes(20)
+        until(lambda: (logs / "kbSync.log").read_text() == "of the run before\n")
+    o.until_logged("task_ended", task="kbSync", outcome="completed")
+    assert o.stop(running) == 0
+    assert len(o.logged("task_started")) == len(o.logged("deferred")) == len(o.lock.history(event="deferred")) == 1
+
+
+def test_a_start_that_was_stopped_while_it_waited(o: Orchestration) -> None:
+    """A task whose wrapper is stopped in the queue has not run: while it waits it is deferred, and then it stays due (R11)."""
+    o.configure(o.task("kbSync", 'wait = "1h"', ends="true"))
+    with refusing(o):
+        running = o.start()
+        assert o.until_logged("waiting", task="kbSync")["reason_code"] == "queued"
+        until(lambda: o.record()["held"])
+        found = o.health(0)["tasks"]["kbSync"]
+        assert (found["state"], found["reason_code"], found["last_run_at"]) == ("deferred", "queued", None)
+        os.kill(o.record()["jobs"]["kbSync"]["pid"], signal.SIGTERM)
+        o.until_logged("task_not_begun", task="kbSync")
+        found = o.until_health(lambda found: found["reasons"])
+        assert "start:kbSync: was stopped before it had its lease" in found["reasons"][0]
+    assert o.logged("task_started") == o.logged("task_ended") == []
+    running.signal(signal.SIGHUP)  # or it is tried again after a minute
+    o.until_began("kbSync")
+    assert o.stop(running) == 0
+
+
+def test_each_attempt_by_hand_counts(o: Orchestration) -> None:
+    """The orchestrator's attempts count as one deferral until the task runs, anybody else's count each (L5)."""
+    asks = ("-t", "kbSync", "--", "true")
+    held = o.lock.hold("by-hand")
+    counts = []
+    for source in ("orchestrator", "orchestrator", "cli", "cli", "orchestrator"):
+        o.lock.wrap("--source", source, *asks)
+        counts.append(len(o.lock.history(event="deferred")))
+    held.popen.communicate(timeout=20)
+    o.lock.wrap("--source", "orchestrator", *asks)
+    o.lock.hold("by-hand")
+    for _ in range(2):
+        o.lock.wrap("--source", "orchestrator", *asks)
+        counts.append(len(o.lock.history(event="deferred")))
+    assert counts == [1, 1, 2, 3, 3, 4, 4]
+
+
+@pytest.mark.parametrize("reason_code", ["survivors", "lockfile-replaced"])
+def test_our_own_job_in_trouble(o: Orchestration, reason_code: str) -> None:
+    """A job of ours whose wrapper was killed, or whose lock file was replaced, holds others back as what it is, and by name."""
+    o.configure(o.task("kbSync"))
+    running = o.start()
+    o.until_began("kbSync")
+    if reason_code == "survivors":
+        os.kill(o.lock.sidecar()["pid"], signal.SIGKILL)
+    else:
+        (o.lock.directory / "heavy-maintenance.lock").unlink()
+    o.configure(o.task("kbSync"), o.task("backup", ends="true"))
+    running.signal(signal.SIGHUP)
+    line = o.until_logged("deferred", task="backup")
+    assert (line["blocked_by"], line["reason_code"]) == ("kbSync", reason_code)
+    o.passes()
+    assert len(o.logged("collision", kind="lockfile_replaced")) == (reason_code == "lockfile-replaced")
+    assert len(o.logged("task_orphaned", task="kbSync")) == (reason_code == "survivors")
+    assert o.logged("task_ended") == []
+    kinds = [one["kind"] for one in o.health(1)["collisions"]]
+    assert kinds == (["lockfile_replaced"] if reason_code == "lockfile-replaced" else [])
+    o.let_go("kbSync")
+    outcome = "lost" if reason_code == "survivors" else "completed"
+    o.until_logged("task_ended", task="kbSync", outcome=outcome)
+    o.until_began("backup")
+    until(lambda: o.lock.history(event="released", task="backup"))
+    assert o.stop(running) == 0
+    assert [row["reason_code"] for row in o.lock.history(event="deferred")] == [reason_code]
+    told = [(row["event"], row["reason_code"]) for row in o.lock.history() if row["event"].startswith("collision")]
+    kinds = ["lockfile_replaced"] if reason_code == "lockfile-replaced" else []
+    assert told == [(event, kind) for kind in kinds for event in ("collision", "collision_cleared")]
+
+
+def test_a_nested_run_is_no_deferral(o: Orchestration) -> None:
+    """A task that is due while it runs inside another job is running, and not held back (R7, R9)."""
+    nests = f'maintlock-wrap -t kbSync -- sh -c "echo nested begins >> {o.trace}; read x < {o.gate("nested")}"'
+    o.configure(o.task("primary-dev-sync", ends=nests))
+    running = o.start()
+    o.until_began("nested")
+    o.configure(o.task("primary-dev-sync"), o.task("kbSync", "rest = 0", ends="true", interval="1ms"))
+    running.signal(signal.SIGHUP)
+    o.until_logged("reloaded")
+    o.passes()
+    assert o.logged("deferred") == [] and o.health()["tasks"]["kbSync"]["state"] == "running"
+    o.let_go("nested")
+    o.until_began("kbSync")
+    assert o.stop(running) == 0
 
 
 def is_stopped(pid: int) -> bool:
@@ -272,6 +387,9 @@ def test_a_bad_configuration_leaves_the_old_one(o: Orchestration, bad: str) -> N
     assert "the old configuration stays" in o.until_logged("config_invalid")["message"]
     o.passes()
     assert list(o.record()["troubles"]) == ["configuration"]
+    found = o.health(1)
+    assert any(reason.startswith("configuration: ") for reason in found["reasons"])
+    assert found["tasks"]["kbSync"]["state"] == "running" and found["orchestrator"]["state"] == "running"
     if o.config.is_dir():
         o.config.rmdir()
     o.config.write_text(good + o.task("light", "heavy = false", ends="true"))
@@ -305,18 +423,24 @@ def test_stop_jobs_stops_them(o: Orchestration) -> None:
     assert o.lock.history(task="kbSync", event="released")[0]["outcome"] == "stopped"
 
 
-def test_max_runtime_and_settings_go_along(o: Orchestration) -> None:
-    """A task's settings go to the wrapper as options, with no configuration to read; `max_runtime` ends what ignores TERM."""
-    stubborn = 'trap "" TERM; while :; do read x < "$GATE" || :; done'
-    limits = ['max_runtime = "2s"', 'stop_grace = "100ms"', 'ttl = "123s"', f'env = {{ GATE = "{o.gate("x")}" }}']
-    o.configure(o.task("kbSync", *limits, ends=stubborn))
+def test_settings_go_along(o: Orchestration) -> None:
+    """A task's settings go to the wrapper as options, with no configuration to read."""
+    o.configure(o.task("kbSync", 'max_runtime = "1h"', 'ttl = "123s"'))
     o.start()
     o.until_began("kbSync")
     assert o.lock.sidecar()["ttl_seconds"] == 123
     wrapper = o.lock.sidecar()["pid"]
     said = Path(f"/proc/{wrapper}/cmdline").read_bytes().split(b"\0")
-    assert {b"--config=none", b"--source=orchestrator", b"--reason=periodic:3600s", b"--max-runtime=2"} <= {*said}
+    assert {b"--config=none", b"--source=orchestrator", b"--reason=periodic:3600s", b"--max-runtime=3600"} <= {*said}
     assert os.getsid(wrapper) == wrapper
+
+
+def test_max_runtime_ends_it(o: Orchestration) -> None:
+    """A job that works for too long and ignores TERM is killed, and its task is failing (L4)."""
+    stubborn = 'trap "" TERM; while :; do read x < "$GATE" || :; done'
+    limits = ['max_runtime = "500ms"', 'stop_grace = "100ms"', f'env = {{ GATE = "{o.gate("x")}" }}']
+    o.configure(o.task("kbSync", *limits, ends=stubborn))
+    o.start()
     line = o.until_logged("task_ended", task="kbSync")
     assert (line["outcome"], line["exit_code"], line["level"]) == ("timed_out", 124, "WARNING")
     assert o.health(1)["tasks"]["kbSync"]["state"] == "failing"
@@ -340,12 +464,13 @@ def test_an_inbox_makes_it_due(o: Orchestration) -> None:
     count = o.began("summary")
     o.passes(6)
     assert o.began("summary") <= count + 1  # a file that came while the run began
-    count = o.began("summary")
+    count, failing_since = o.began("summary"), time.monotonic()
     works.unlink()
     (o.place / "in" / "a.json").write_text("{ }")
     o.until_logged("task_ended", times=2, outcome="failed")
     o.passes(12)
-    assert o.began("summary") - count <= 7  # each pause twice as long as the one before
+    polls = (time.monotonic() - failing_since) / 0.06
+    assert o.began("summary") - count <= 3 + math.log2(1 + polls)  # each pause is twice as long as the one before
     works.touch()
     until(lambda: len(o.logged("task_ended", outcome="completed")) >= 2)
     assert o.stop(running) == 0
@@ -364,12 +489,15 @@ def test_a_command_that_cannot_run(o: Orchestration, kind: str) -> None:
     running = o.start()
     for name in ("kbSync", "light"):
         o.until_began(name)
-    o.until_logged("trouble", about="start:bad")
+    about = "start:bad" if kind == "no-cwd" else "command:bad"
+    o.until_logged("trouble", about=about)
     o.passes(8)
     assert len(o.logged("trouble")) == 1
+    assert o.logged("deferred", blocked_by="bad") == [] or kind != "no-cwd"
     found = o.health(1)
-    assert any("start:bad" in reason for reason in found["reasons"])
+    assert any(about in reason for reason in found["reasons"])
     assert found["tasks"]["bad"]["detail"] and found["tasks"]["kbSync"]["detail"] is None
+    o.until_health(lambda found: found["tasks"]["bad"]["state"] == "failing")
     assert o.stop(running) == 0
 
 
@@ -574,6 +702,30 @@ def finish(found: Orchestrator) -> None:
     found.instance.close()
 
 
+def test_a_job_that_no_record_shows(o: Orchestration, caplog: pytest.LogCaptureFixture) -> None:
+    """While the wrapper of a heavy job lives, nothing heavy starts beside it: not even when its records have gone with the
+    state directory and its environment is empty (R1, L9).
+    """
+    shift = [0.0]
+    unmarked = o.task("kbSync").replace('["sh"', '["env", "-i", "sh"')
+    found, began = in_process(o, unmarked, o.task("backup", ends="true"), clock=lambda: time.time() + shift[0])
+    until(lambda: found.run_pass() or began())
+    found.run_pass()
+    shutil.rmtree(o.lock.directory)
+    for _ in range(3):
+        found.run_pass()
+        shift[0] += 3600.0
+    assert began() == ["kbSync begins"]
+    held = found.streaks.held["backup"]
+    assert (held.reason_code, held.blocked_by) == ("backpressure", "kbSync")
+    assert [row["task"] for row in o.lock.history(event="deferred")] == ["backup"]  # told to the new ledger, too
+    with caplog.at_level("INFO", "maintlock.orchestrator"):
+        o.let_go("kbSync")
+        until(lambda: found.run_pass() or len(began()) == 2)
+    assert "kbSync ended: completed" in caplog.messages
+    finish(found)
+
+
 def test_a_pass_whose_every_check_throws(o: Orchestration, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pass in which every look at the world fails ends all the same; what failed is told once and in health, and the
     first pass after it works again (R6).
@@ -588,7 +740,7 @@ def test_a_pass_whose_every_check_throws(o: Orchestration, monkeypatch: pytest.M
     with monkeypatch.context() as broken:
         for owner, name in (
             (found.ledger, "drain"), (found.planner.history, "read"), (found.planner.processes, "read"),
-            (found.daemons, "tend"), (found.jobs, "ended"), (found.instance, "is_current"), (facts, "read_lease"),
+            (found.daemons, "tend"), (found.jobs, "news"), (found.instance, "is_current"), (facts, "read_lease"),
             (inbox, "Inbox"), (cadence, "due"), (backpressure, "decisions"),
         ):  # fmt: skip
             broken.setattr(owner, name, fail)
@@ -604,7 +756,7 @@ def test_a_pass_whose_every_check_throws(o: Orchestration, monkeypatch: pytest.M
     finish(found)
 
 
-@pytest.mark.parametrize("code", [64, 70, 73, 77, 78])
+@pytest.mark.parametrize("code", [0, 1, 64, 70, 73, 77, 78])
 def test_a_wrapper_that_could_not_even_tell(o: Orchestration, code: int) -> None:
     """A start that ended before it asked for the lease, as on a full disk, is no run: told once, and tried again soon."""
     found, _ = in_process(o, o.task("kbSync", ends="true"))
@@ -658,21 +810,25 @@ def test_the_clock_is_set_back_and_forth(o: Orchestration) -> None:
         o.task("summary", 'inbox = "in/*"', ends="true", interval="1h"), clock=lambda: time.time() + shift[0],
     )  # fmt: skip
 
-    def settled() -> list[str]:
-        for _ in range(6):
+    def passes(count: int) -> list[str]:
+        for _ in range(count):
             found.run_pass()
             until(lambda: found.tend() or not found.jobs.running)
         return began()
 
-    assert len(settled()) == 2
+    def settle_at(runs: int) -> None:
+        until(lambda: len(passes(1)) >= runs)  # an inbox may take its time
+        assert len(passes(6)) == runs
+
+    settle_at(2)
     shift[0] = -86400.0
-    assert len(settled()) == 2
+    settle_at(2)
     shift[0] += 3700.0
-    assert len(settled()) == 4
+    settle_at(4)
     (o.place / "in" / "one").touch()
-    assert len(settled()) == 5
+    settle_at(5)
     shift[0] = 7 * 86400.0
-    assert len(settled()) == 7
+    settle_at(7)
     finish(found)
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maintlock.orchestrator.backpressure import Decision, Gate, decisions, gate_of
+from maintlock.orchestrator.backpressure import Decision, Gate, decisions, gate_of, named
 from maintlock.orchestrator.cadence import Due, due
 from maintlock.settings import TaskSettings
 from maintlock.states import TaskState
@@ -18,6 +18,9 @@ STARVED_AFTER = 7200.0
 OPEN: dict[str, Gate | None] = {"heavy-maintenance": None}
 PAIRS = list(permutations(HEAVY, 2))
 HELD = Gate(reason_code="lease-held", blocked_by="somebody")
+OURS = Gate(reason_code="backpressure", blocked_by="backup")
+UNKNOWN = Gate(reason_code="lease-held", blocked_by=None)
+SURVIVORS, REPLACED = {"has_survivors": True}, {"is_replaced": True}
 
 
 def task(name: str, interval: float = 600.0, **settings: Any) -> TaskSettings:
@@ -70,28 +73,54 @@ def test_all_six_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "holder", "source", "waiters", "expected"),
+    ("state", "holder", "source", "waiters", "more", "expected"),
     [
-        ("free", None, None, [], None),
-        ("held", "backup", "orchestrator", [], Gate(reason_code="backpressure", blocked_by="backup")),
-        ("held", "backup", "cli", [], Gate(reason_code="lease-held", blocked_by="backup")),
-        ("held", "backup", "npm", ["kbSync"], Gate(reason_code="lease-held", blocked_by="backup")),
-        ("held", None, None, [], Gate(reason_code="lease-held", blocked_by=None)),
-        ("orphaned", "dream", "orchestrator", [], Gate(reason_code="backpressure", blocked_by="dream")),
-        ("orphaned", None, None, [], Gate(reason_code="lease-held", blocked_by=None)),
-        ("free", None, None, ["backup", "dream"], Gate(reason_code="queued", blocked_by="backup")),
-        ("free", None, None, [None], Gate(reason_code="queued", blocked_by=None)),
-        ("unknown", None, None, [], None),
-        ("unknown", "backup", "cli", ["dream"], Gate(reason_code="queued", blocked_by="dream")),
+        ("free", None, None, [], {}, None),
+        ("held", "backup", "orchestrator", [], {}, Gate(reason_code="backpressure", blocked_by="backup")),
+        ("held", "backup", "cli", [], {}, Gate(reason_code="lease-held", blocked_by="backup")),
+        ("held", "backup", "npm", ["kbSync"], {}, Gate(reason_code="lease-held", blocked_by="backup")),
+        ("held", None, None, [], {}, Gate(reason_code="lease-held", blocked_by=None)),
+        ("held", "dream", "orchestrator", [], REPLACED, Gate(reason_code="lockfile-replaced", blocked_by="dream")),
+        ("orphaned", "dream", "orchestrator", [], SURVIVORS, Gate(reason_code="survivors", blocked_by="dream")),
+        ("orphaned", "dream", "cli", ["backup"], SURVIVORS, Gate(reason_code="survivors", blocked_by="dream")),
+        ("orphaned", "dream", "orchestrator", [], {}, Gate(reason_code="lease-held", blocked_by="dream")),
+        ("orphaned", None, None, [], {}, Gate(reason_code="lease-held", blocked_by=None)),
+        ("free", None, None, ["backup", "dream"], {}, Gate(reason_code="queued", blocked_by="backup")),
+        ("free", None, None, [None], {}, Gate(reason_code="queued", blocked_by=None)),
+        ("unknown", None, None, [], {}, None),
+        ("unknown", "backup", "cli", ["dream"], {}, Gate(reason_code="queued", blocked_by="dream")),
     ],
 )
 def test_the_gate_that_a_lease_is(
-    state: str, holder: str | None, source: str | None, waiters: list[str | None], expected: Gate | None
+    state: str,
+    holder: str | None,
+    source: str | None,
+    waiters: list[str | None],
+    more: dict[str, bool],
+    expected: Gate | None,
 ) -> None:
-    """Held by our own job is `backpressure`, by anybody else `lease-held`; a waiter goes before; what cannot be seen is
-    left to the kernel's lock.
+    """Held by our own job is `backpressure`, by anybody else `lease-held`; survivors and a replaced lock file are named
+    whoever started the job; a waiter goes first; what cannot be seen is left to the kernel's lock.
     """
-    assert gate_of(state, holder=holder, source=source, waiters=waiters) == expected
+    assert gate_of(state, holder=holder, source=source, waiters=waiters, **more) == expected
+
+
+@pytest.mark.parametrize(
+    ("found", "ours", "expected"),
+    [
+        (None, None, None),
+        (HELD, None, HELD),
+        (None, OURS, OURS),
+        (HELD, OURS, HELD),
+        (UNKNOWN, OURS, OURS),
+        (UNKNOWN, None, UNKNOWN),
+        (Gate(reason_code="queued", blocked_by="backup"), OURS, OURS),
+        (Gate(reason_code="queued", blocked_by="kbSync"), OURS, Gate(reason_code="queued", blocked_by="kbSync")),
+    ],
+)
+def test_our_own_job_is_never_unknown(found: Gate | None, ours: Gate | None, expected: Gate | None) -> None:
+    """Where nothing shows who has a lease that a living job of ours was started for, that job is named (R9)."""
+    assert named(found, ours) == expected
 
 
 def test_the_most_overdue_relative_to_its_interval_goes_first() -> None:

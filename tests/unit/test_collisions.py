@@ -19,10 +19,10 @@ NOW = 1_000_000.0
 NOBODY: frozenset[str] = frozenset()
 
 
-def outside(pid: int, task: str = "backup", lease: str = LEASE, ticks: int = 7) -> Outside:
-    """Return a heavy process outside the lease."""
+def outside(pid: int, task: str = "backup", lease: str = LEASE, ticks: int = 7, seconds: float = 9.0) -> Outside:
+    """Return a heavy process that is outside the lease, and not just for a moment."""
     stat = Stat(pid=pid, name="node", state="S", ppid=1, pgid=pid, sid=pid, threads=1, start_ticks=ticks)
-    return Outside(task=task, lease=lease, stat=stat)
+    return Outside(task=task, lease=lease, stat=stat, seconds=seconds)
 
 
 class Known:
@@ -58,9 +58,21 @@ def test_one_process_is_told_once_and_cleared_once() -> None:
     assert known.told == [("collision", "unleased_process"), ("collision_cleared", "unleased_process")]
 
 
+def test_a_moment_is_no_collision() -> None:
+    """A process that is about to ask for the lease, or about to end, is not told; once told, it is so until it is gone."""
+    known = Known()
+    known.look(outside(10, seconds=1.9))
+    known.look()
+    assert known.told == []
+    known.look(outside(10, seconds=2.0))
+    known.look(outside(10, seconds=0.1))
+    known.look(outside(11, seconds=0.1))
+    assert known.told == [("collision", "unleased_process"), ("collision_cleared", "unleased_process")]
+
+
 def test_two_inherited_are_one() -> None:
     """Two that were alive at the start are told as one collision that names both, and as nothing else (R8)."""
-    two = outside(10), outside(11, "kbSync")
+    two = outside(10, seconds=0.1), outside(11, "kbSync", seconds=0.1)
     inherited = inherited_marks(two, {})
     known = Known()
     known.look(*two, inherited=inherited)

@@ -9,7 +9,7 @@ from maintlock.history import States
 from maintlock.model import ProcessIdentity
 from maintlock.orchestrator import facts
 from maintlock.orchestrator.backpressure import Gate
-from maintlock.orchestrator.facts import ABOUT_SECONDS, History, LeaseFacts, Leases, about_to_run
+from maintlock.orchestrator.facts import History, LeaseFacts, Leases, gates_of
 from maintlock.orchestrator.record import Started
 from maintlock.settings import TaskSettings
 from maintlock.states import TaskState
@@ -18,47 +18,45 @@ NOW = 1_000_000.0
 LEASE = "heavy-maintenance"
 KB_SYNC = TaskSettings(name="kbSync")
 LIGHT = TaskSettings(name="light", heavy=False, lease="light.task")
-TASKS = {"kbSync": KB_SYNC, "backup": TaskSettings(name="backup"), "light": LIGHT}
 HELD = Gate(reason_code="lease-held", blocked_by="by-hand")
 QUEUED = Gate(reason_code="queued", blocked_by="by-hand")
 
 
-def started(ago: float) -> Started:
-    """Return a job that was started some seconds ago."""
-    return Started(identity=ProcessIdentity(pid=1, start_ticks=1, boot_id="", pid_namespace=""), at=NOW - ago)
+def started(lease: str) -> Started:
+    """Return a job that was started for a lease, a day ago."""
+    who = ProcessIdentity(pid=1, start_ticks=1, boot_id="", pid_namespace="")
+    return Started(identity=who, at=NOW - 86400, lease=lease)
 
 
 @pytest.mark.parametrize(
     ("jobs", "expected"),
     [
         ({}, {}),
-        ({"kbSync": 1}, {LEASE: "kbSync"}),
-        ({"kbSync": ABOUT_SECONDS}, {}),
-        ({"kbSync": -1}, {LEASE: "kbSync"}),
-        ({"kbSync": -ABOUT_SECONDS}, {}),
-        ({"light": 1, "unknown": 1}, {}),
-        ({"backup": 1, "kbSync": 2}, {LEASE: "backup"}),
+        ({"kbSync": LEASE}, {LEASE: "kbSync"}),
+        ({"backup": LEASE, "kbSync": LEASE}, {LEASE: "backup"}),
+        ({"backup": LEASE, "light": "light.task"}, {LEASE: "backup", "light.task": "light"}),
     ],
 )
-def test_who_is_about_to_run(jobs: dict[str, float], expected: dict[str, str]) -> None:
-    """A heavy job that was started a moment ago stands for its lease, which it may not have yet (R4)."""
-    found = about_to_run({name: started(ago) for name, ago in jobs.items()}, TASKS, NOW)
+def test_a_live_wrapper_is_a_gate(jobs: dict[str, str], expected: dict[str, str]) -> None:
+    """A job of ours stands for its lease for as long as its wrapper lives, whatever else is seen of it (R1, R4)."""
+    found = gates_of({name: started(lease) for name, lease in jobs.items()})
     assert found == {lease: Gate(reason_code="backpressure", blocked_by=name) for lease, name in expected.items()}
 
 
 @pytest.mark.parametrize(
     ("expected", "task", "lease"),
     [
-        (True, KB_SYNC, LeaseFacts(holder="kbSync", gate=HELD)),
-        (False, KB_SYNC, LeaseFacts(holder="backup", gate=HELD)),
-        (False, KB_SYNC, LeaseFacts(holder=None, gate=HELD)),
-        (False, KB_SYNC, LeaseFacts(holder=None, gate=None)),
-        (True, LIGHT, LeaseFacts(holder=None, gate=HELD)),
-        (False, LIGHT, LeaseFacts(holder=None, gate=None)),
+        (True, KB_SYNC, LeaseFacts(running=frozenset({"kbSync"}), gate=HELD)),
+        (True, KB_SYNC, LeaseFacts(running=frozenset({"primary-dev-sync", "kbSync"}), gate=HELD)),
+        (False, KB_SYNC, LeaseFacts(running=frozenset({"backup"}), gate=HELD)),
+        (False, KB_SYNC, LeaseFacts(running=frozenset(), gate=HELD)),
+        (False, KB_SYNC, LeaseFacts(running=frozenset(), gate=None)),
+        (True, LIGHT, LeaseFacts(running=frozenset(), gate=HELD)),
+        (False, LIGHT, LeaseFacts(running=frozenset(), gate=None)),
     ],
 )
 def test_who_runs_already(*, expected: bool, task: TaskSettings, lease: LeaseFacts) -> None:
-    """Who holds a lease runs; a light task's own lease is held by nobody else, also where its holder is not on record."""
+    """The task that holds a lease runs, and so do those that have joined it; whoever holds a light task's own lease is that task."""
     assert lease.is_running(task) is expected
 
 
@@ -66,7 +64,7 @@ def test_a_waiter_is_not_believed_for_ever(monkeypatch: pytest.MonkeyPatch) -> N
     """Somebody who waits for a free lease is believed for some seconds in a row, and anew once he did not."""
     now, gates = [0.0], [QUEUED]
     monkeypatch.setattr(facts.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(facts, "read_lease", lambda places, present: LeaseFacts(holder=None, gate=gates[0]))
+    monkeypatch.setattr(facts, "read_lease", lambda places, present: LeaseFacts(running=frozenset(), gate=gates[0]))
     leases = Leases("/nowhere")
 
     def read(at: float, gate: Gate) -> Gate | None:

@@ -6,7 +6,7 @@ import pytest
 
 from maintlock import process
 from maintlock.history import States
-from maintlock.model import ProcessIdentity, replace
+from maintlock.model import Line, ProcessIdentity, replace
 from maintlock.orchestrator.health import Health, Readings, judged
 from maintlock.orchestrator.record import Held, Record, Started
 from maintlock.settings import Config, DaemonSettings, TaskSettings
@@ -42,16 +42,16 @@ def readings(**changes: Any) -> Readings:
     """Return readings of a place where all is well, but for some."""
     states: dict[str, TaskState] = {"kbSync": WELL, "backup": WELL, **changes.pop("tasks", {})}
     usual = {
-        "status": FREE, "record": living(), "running": frozenset(), "waiting": frozenset(), "is_used": True,
-        "collisions": (), "dropped": 0, "trouble": None, "now": NOW,
+        "status": FREE, "record": living(), "running": frozenset(), "waiting": frozenset(), "lost": {},
+        "is_used": True, "collisions": (), "dropped": 0, "trouble": None, "now": NOW,
         "states": States(tasks={(LEASE, name): state for name, state in states.items()}, collisions={}, present=[]),
     }  # fmt: skip
     return Readings(**{**usual, **changes})
 
 
-def judge(**changes: Any) -> Health:
+def judge(config: Config = CONFIG, **changes: Any) -> Health:
     """Return the judgement on such readings."""
-    return judged(readings(**changes), CONFIG)
+    return judged(readings(**changes), config)
 
 
 def test_all_is_well() -> None:
@@ -188,3 +188,86 @@ def test_running_is_who_has_a_lease_or_is_about_to() -> None:
     assert judge(record=told, waiting=frozenset({me.pid}))["tasks"]["kbSync"]["state"] == "idle"
     gone = replace(living(), jobs={"kbSync": Started(identity=GONE, at=NOW)})
     assert judge(record=gone)["tasks"]["kbSync"]["state"] == "idle"
+
+
+LOST = Line(
+    fence=1, lease_id="g", task="kbSync", source="orchestrator", session_id=5, hold_until="session", mode="supervised",
+    identity=GONE, started_at=NOW - 60,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "outcome", "state"),
+    [
+        (LOST, "lost", "failing"),
+        (replace(LOST, mode="exec"), "unknown", "idle"),
+        (replace(LOST, started_at=NOW - 501), "completed", "idle"),
+        (replace(LOST, task="other"), "completed", "idle"),
+    ],
+)
+def test_a_grant_that_nobody_ended(line: Line, outcome: str, state: str) -> None:
+    """A task whose job was killed with its wrapper is failing at once, and not only when somebody asks for the lease (R9)."""
+    found = judge(lost={LEASE: line})
+    assert (found["tasks"]["kbSync"]["last_outcome"], found["tasks"]["kbSync"]["state"]) == (outcome, state)
+    assert found["reasons"] == (["kbSync is failing, its last run ended as lost"] if state == "failing" else [])
+
+
+def test_a_task_that_cannot_be_started() -> None:
+    """A task that cannot be started is failing with the reason, whoever held it back before; that is told once (R9)."""
+    stuck = replace(living(), troubles={"start:kbSync": "cannot be started: no such directory"})
+    held_back = WELL._replace(
+        deferred_since=NOW - 9999, blocked_by="backup", reason_code="backpressure", consecutive_deferrals=1
+    )
+    found = judge(record=stuck, tasks={"kbSync": held_back})
+    task = found["tasks"]["kbSync"]
+    assert (task["state"], task["deferred_since"], task["blocked_by"]) == ("failing", None, None)
+    assert task["detail"] == "cannot be started: no such directory"
+    assert found["reasons"] == ["start:kbSync: cannot be started: no such directory"]
+
+
+HAND = TaskSettings(name="kbSync", interval=600.0, npm_script="ai:sync-kb")
+
+
+@pytest.mark.parametrize(
+    ("task", "record", "last_run_at", "detail", "is_scheduled"),
+    [
+        (HAND, "living", NOW - 601, "due; has no command, so it is started by hand only", False),
+        (HAND, None, NOW - 601, "due; has no command, so it is started by hand only", False),
+        (HAND, "living", NOW - 500, "has no command, so it is started by hand only", False),
+        (replace(HAND, interval=0.0), "living", NOW - 601, None, False),
+        (replace(HAND, command=("true",)), "living", NOW - 601, None, True),
+        (replace(HAND, command=("true",)), None, NOW - 601, "due; no orchestrator is running", True),
+        (replace(HAND, command=("true",)), None, NOW - 500, None, True),
+    ],
+)
+def test_who_starts_a_task(
+    task: TaskSettings, record: str | None, last_run_at: float, detail: str | None, *, is_scheduled: bool
+) -> None:
+    """A due task that nothing starts by itself says so: it has no command, or there is no orchestrator. Neither is a fault."""
+    config = Config(leases={}, tasks={"kbSync": task}, daemons={})
+    told = living() if record is not None else None
+    found = judge(
+        config, record=told, is_used=told is not None, tasks={"kbSync": WELL._replace(last_run_at=last_run_at)}
+    )
+    kb_sync = found["tasks"]["kbSync"]
+    assert (kb_sync["detail"], kb_sync["scheduled"], found["status"]) == (detail, is_scheduled, "healthy")
+
+
+def test_tasks_that_only_the_ledger_knows() -> None:
+    """Tasks that are not configured are shown as such, the most recent hundred of them, and do not count (R10)."""
+    known = {
+        f"t{number}": WELL._replace(last_run_at=NOW - 300 + number, last_outcome="failed") for number in range(150)
+    }
+    found = judge(tasks=known)
+    assert len(found["tasks"]) == 102 and {"t50", "t149"} <= found["tasks"].keys() and "t49" not in found["tasks"]
+    assert (found["tasks"]["t149"]["state"], found["tasks"]["t149"]["detail"]) == ("failing", "not configured")
+    assert found["tasks"]["t149"]["configured"] is False and found["tasks"]["kbSync"]["configured"] is True
+    assert found["status"] == "healthy"
+
+
+def test_a_configuration_that_cannot_be_read() -> None:
+    """Where the configuration is invalid that is the reason, once, and what the ledger knows is shown all the same."""
+    told = replace(living(), troubles={"configuration": "bad key"})
+    found = judge(Config(leases={}, tasks={}, daemons={}), record=told, bad_config="bad key")
+    assert (found["status"], found["reasons"]) == ("degraded", ["configuration: bad key"])
+    assert (found["tasks"]["kbSync"]["configured"], found["tasks"]["kbSync"]["detail"]) == (None, None)

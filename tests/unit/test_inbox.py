@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import glob
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from maintlock.orchestrator.inbox import Inbox, Unread, read_times, unread_among
 from tests.support import until
+
+NOBODY = 65534
 
 
 @given(times=st.lists(st.floats(0, 1e10)), since=st.none() | st.floats(0, 1e10))
@@ -87,8 +91,83 @@ def test_an_answer_to_another_question_is_none(tmp_path: Path) -> None:
     (tmp_path / "one").write_text("")
     inbox = Inbox(f"{tmp_path}/*")
     assert read(inbox, None).count == 1
-    inbox._rested_at = time.monotonic() + 1000
+    inbox._rest_deadline = time.monotonic() + 1000
     assert inbox.read(time.time() + 1) is None
+
+
+NAMES = ("a.json", "b.txt", ".hidden.json", "in", "deep", ".dir")
+PARTS = ("*", "*.json", "**", "in", "[a-d]*", ".*", "a.json", "?n")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(
+    files=st.lists(st.lists(st.sampled_from(NAMES), min_size=1, max_size=3), max_size=8),
+    pattern=st.lists(st.sampled_from(PARTS), min_size=1, max_size=3),
+)
+def test_patterns_are_those_of_glob(tmp_path: Path, files: list[list[str]], pattern: list[str]) -> None:
+    """A pattern matches the files that it matches for `glob`; directories are no files."""
+    with tempfile.TemporaryDirectory(dir=tmp_path) as place:
+        for parts in files:
+            path = Path(place, *parts)
+            if not any(parent.is_file() for parent in [path, *path.parents]) and not path.is_dir():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+        asked = f"{place}/{'/'.join(pattern)}"
+        expected = {path for path in glob.glob(asked, recursive=True) if os.path.isfile(path)}
+        assert (len(list(read_times(asked))) > 0) == bool(expected)
+        if pattern.count("**") <= 1:
+            assert len(list(read_times(asked))) == len(expected)
+
+
+def test_a_symlink_that_leads_back_is_not_followed(tmp_path: Path) -> None:
+    """A symlink to a directory is entered where a pattern names it, and a loop of them holds nobody up."""
+    (tmp_path / "in" / "new").mkdir(parents=True)
+    (tmp_path / "in" / "new" / "a.json").touch()
+    (tmp_path / "in" / "again").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "gone.json").symlink_to("nowhere")
+    (tmp_path / "in" / "self.json").symlink_to("self.json")
+    counts = [len(list(read_times(f"{tmp_path}/{pattern}"))) for pattern in ("in/**/*.json", "in/*/new/*.json", "in/*")]
+    assert counts == [1, 1, 0]
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[Path]:
+    """Give a directory, and no more rights than its owner has: root may read everything."""
+    with tempfile.TemporaryDirectory() as place:
+        if os.geteuid() != 0:
+            yield Path(place)
+            return
+        os.chown(place, NOBODY, NOBODY)
+        os.seteuid(NOBODY)
+        try:
+            yield Path(place)
+        finally:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "unreadable", "mode"),
+    [
+        ("in/*.json", "in", 0),
+        ("in/*.json", "in", 0o600),
+        ("**/*.json", "in/sub", 0),
+        ("**/*.json", "in/sub", 0o600),
+        ("*/sub/*.json", "in/sub", 0o300),
+        ("*/sub/*.json", "in", 0o600),
+    ],
+)
+def test_what_may_not_be_read_is_told(unprivileged: Path, pattern: str, unreadable: str, mode: int) -> None:
+    """A directory anywhere in an inbox that cannot be listed, or whose files cannot be looked at, is an error and not empty."""
+    (unprivileged / "in" / "sub").mkdir(parents=True)
+    for place in ("in", "in/sub"):
+        (unprivileged / place / "a.json").touch()
+    (unprivileged / unreadable).chmod(mode)
+    try:
+        with pytest.raises(PermissionError):
+            list(read_times(f"{unprivileged}/{pattern}"))
+    finally:
+        (unprivileged / unreadable).chmod(0o700)
+    assert list(read_times(f"{unprivileged}/{pattern}"))
 
 
 @pytest.mark.parametrize("kind", ["loop", "file", "long"])
@@ -135,6 +214,7 @@ def test_a_dead_disk_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     inbox = Inbox("/nowhere/*")
     for _ in range(5):
         assert inbox.read(None, wait_seconds=0.001) is None
+        until(lambda: entered, "the thread to run")
     assert len(entered) == 1
     hanging.set()
     until(lambda: inbox.read(None))

@@ -13,39 +13,34 @@ from maintlock.states import TaskState
 AT = 1_000_000.0  # epoch seconds
 NOW = 500.0  # monotonic
 POLL = 3.0
-BEGUN = Known(first_seen_at=AT - 9, began_at=AT, succeeded_at=AT - 5, failures=2, refusals=1)
+BEGUN = Known(first_seen_at=AT - 9, began_at=AT, succeeded_at=AT - 5, failures=2)
 HELD = Held(reason_code="lease-held", blocked_by="backup", since=AT - 3)
 
 
 @pytest.mark.parametrize(
-    ("outcome", "changed"),
+    ("outcome", "is_begun", "changed"),
     [
-        ("completed", {"succeeded_at": AT, "failures": 0, "refusals": 0}),
-        ("failed", {"failures": 3, "refusals": 0}),
-        ("timed_out", {"failures": 3, "refusals": 0}),
-        ("stopped", {"failures": 3, "refusals": 0}),
-        (None, {"failures": 3, "refusals": 0}),
-        ("deferred", {"began_at": None, "refusals": 2, "not_before": NOW + POLL}),
-        ("not_run", {"began_at": None, "not_before": NOW + RETRY_SECONDS}),
+        ("completed", True, {"succeeded_at": AT, "failures": 0}),
+        ("failed", True, {"failures": 3}),
+        ("timed_out", True, {"failures": 3}),
+        ("stopped", True, {"failures": 3}),
+        ("lost", True, {"failures": 3}),
+        (None, True, {"failures": 3}),
+        ("deferred", False, {"began_at": None}),
+        ("not_run", False, {"began_at": None, "not_before": NOW + RETRY_SECONDS}),
+        ("stopped", False, {"began_at": None, "not_before": NOW + RETRY_SECONDS}),
     ],
 )
-def test_what_an_end_means(outcome: str | None, changed: dict[str, Any]) -> None:
-    """A success is remembered by its start, a failure counted; what did not run has not begun, and tries again later."""
-    assert after_end(BEGUN, outcome, NOW, poll_interval=POLL) == Known(**{**vars(BEGUN), **changed})
+def test_what_an_end_means(outcome: str | None, *, is_begun: bool, changed: dict[str, Any]) -> None:
+    """A success is remembered by its start, a failure counted. What never had its lease has not begun: where it stood back it
+    asks again at the next poll, else after a pause (R11).
+    """
+    assert after_end(BEGUN, outcome, NOW, is_begun=is_begun) == Known(**{**vars(BEGUN), **changed})
 
 
 def test_a_success_whose_start_is_unknown() -> None:
     """A run that succeeded without our knowing its start changes nothing about what its inbox has been read up to."""
-    assert after_end(Known(succeeded_at=AT), "completed", NOW, poll_interval=POLL).succeeded_at == AT
-
-
-def test_who_stands_back_again_and_again_waits_longer() -> None:
-    """A task that stands back for a lease that looks free tries again at once, then later each time, up to a minute."""
-    known, waits = Known(), []
-    for _ in range(8):
-        known = after_end(known, "deferred", NOW, poll_interval=POLL)
-        waits.append(known.not_before - NOW)
-    assert waits == [0, 3, 6, 12, 24, 48, 60, 60]
+    assert after_end(Known(succeeded_at=AT), "completed", NOW, is_begun=True).succeeded_at == AT
 
 
 @pytest.mark.parametrize(
@@ -89,7 +84,7 @@ def test_a_task_is_remembered() -> None:
     identity = ProcessIdentity(pid=1, start_ticks=1, boot_id="", pid_namespace="")
     memory.adopted({"kbSync": Started(identity=identity, at=AT + 1)})
     assert memory.state_of("kbSync", None, None, AT + 2) == TaskState(last_run_at=AT + 1)
-    memory.ended("kbSync", "completed", NOW, poll_interval=POLL)
+    memory.ended("kbSync", "completed", NOW, is_begun=True)
     assert memory.state_of("kbSync", None, None, AT + 2).last_success_started_at == AT + 1
     assert memory.state_of("backup", None, None, AT + 2) == TaskState()
 
@@ -101,16 +96,6 @@ def test_delays() -> None:
     memory.not_begun("kbSync", NOW)
     assert not memory.may_start("kbSync", NOW + RETRY_SECONDS - 1) and memory.may_start("kbSync", NOW + RETRY_SECONDS)
     memory.forget_delays()
-    assert memory.may_start("kbSync", NOW)
-
-
-def test_who_sees_why_does_not_run_into_it() -> None:
-    """A task that is held back by what is seen begins its attempts anew (R9)."""
-    memory = Memory()
-    for _ in range(3):
-        memory.ended("kbSync", "deferred", NOW, poll_interval=POLL)
-    memory.held_back("kbSync")
-    memory.ended("kbSync", "deferred", NOW, poll_interval=POLL)
     assert memory.may_start("kbSync", NOW)
 
 

@@ -22,7 +22,7 @@ FULL = Record(
     stopped_at=1_000_001.5,
     poll_interval=0.5,
     config="/etc/maintlock.toml",
-    jobs={"kbSync": Started(identity=ME, at=1_000_000.25, reason="inbox:3")},
+    jobs={"kbSync": Started(identity=ME, at=1_000_000.25, reason="inbox:3", lease="heavy-maintenance")},
     daemons={"chroma": Started(identity=ME, at=1_000_000.0, restarts=3, restart_at=1_000_002.0)},
     held={"backup": Held(reason_code="queued", blocked_by=None, since=1_000_000.0)},
     troubles={"ledger": "busy"},

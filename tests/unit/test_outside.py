@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,7 @@ GRANT = Line(
     fence=1, lease_id="grant", task="backup", source="cli", session_id=50, hold_until="session", mode="supervised",
     identity=ProcessIdentity(pid=50, start_ticks=1, boot_id="", pid_namespace=""), started_at=0.0,
 )  # fmt: skip
+NOW = 1_000_000.0
 HERE = Places(directory="/nowhere", lease="heavy-maintenance")
 
 
@@ -148,6 +150,87 @@ def test_a_loop_of_parents_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not outside.is_covered(ring[80], ring, HERE, Custody(state="held", sidecar="valid", grant=GRANT))
 
 
+# What is a collision, and what is about to ask or to end
+
+
+@pytest.mark.parametrize(
+    ("expected", "started_at", "session_id", "last"),
+    [
+        (60.0, NOW - 60, 50, None),
+        (float("inf"), None, 50, None),
+        (60.0, NOW - 60, 50, GRANT),
+        (5.0, NOW - 60, 50, replace(GRANT, outcome="completed", ended_at=NOW - 5)),
+        (60.0, NOW - 60, 51, replace(GRANT, outcome="completed", ended_at=NOW - 5)),
+        (60.0, NOW - 60, 50, replace(GRANT, outcome="completed", ended_at=NOW - 90)),
+        (0.0, NOW + 60, 50, None),
+    ],
+)
+def test_for_how_long_a_process_was_outside(
+    expected: float, started_at: float | None, session_id: int, last: Line | None
+) -> None:
+    """A process is outside since it began, or since its session's grant has ended."""
+    assert outside.seconds_outside(started_at, session_id, last, NOW) == expected
+
+
+def seen(pid: int, seconds: float = 0.0) -> outside.Outside:
+    """Return a process that is outside the lease."""
+    return outside.Outside(task="kbSync", lease="heavy-maintenance", stat=row(pid), seconds=seconds)
+
+
+def test_the_first_look_believes_what_is_told() -> None:
+    """Whoever looks once goes by the age of a process: a second after its start it may be about to ask."""
+    assert [one.is_lasting for one in outside.Watch().timed([seen(1, 1.9), seen(2, 2.0)], NOW)] == [False, True]
+
+
+def test_later_looks_believe_what_they_see() -> None:
+    """Whoever looks again counts from the first of the looks in a row that found a process outside, however old it is."""
+    watch = outside.Watch()
+    assert watch.timed([], NOW) == []
+    looks = [watch.timed([seen(1, 90.0)], NOW + seconds)[0].is_lasting for seconds in (3.0, 4.9, 5.0)]
+    assert looks == [False, False, True]
+    watch.timed([], NOW + 6)
+    assert not watch.timed([seen(1, 90.0)], NOW + 7)[0].is_lasting
+
+
+def test_whoever_is_about_to_ask_has_not_begun() -> None:
+    """As long as a program of ours that a process has started may not have asked yet, its time does not count."""
+    watch = outside.Watch()
+    looks = [watch.timed([seen(1, told)], NOW + seconds)[0].is_lasting for seconds, told in ((0, 0), (3, 0), (6, 6))]
+    assert looks == [False, False, True]
+    assert not watch.timed([seen(1, 0.0)], NOW + 7)[0].is_lasting
+
+
+@pytest.mark.parametrize(
+    ("expected", "command"),
+    [
+        (True, "python3 /x/maintlock-wrap -t backup -- true"),
+        (True, "maintlock-wrap -t backup -- true"),
+        (True, "python3 -I /x/maintlock hold -t backup"),
+        (True, "maintlock run -t backup -- true"),
+        (False, "python3 /x/maintlock status --watch"),
+        (False, "node backup.mjs hold"),
+    ],
+)
+def test_which_programs_ask(*, expected: bool, command: str) -> None:
+    """Of our own programs some ask for the lease, and the others only look."""
+    assert outside.is_asking(command.split()) is expected
+
+
+def waiter(pid: int, role: str = "waiting") -> dict[str, Any]:
+    """Return a row of presence."""
+    return {"pid": pid, "start_ticks": 1, "boot_id": "", "pid_namespace": "", "role": role}
+
+
+def test_who_waits_is_at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits does no heavy work, and neither do its ancestors and descendants in its session; who is gone, or has
+    joined, waits no more.
+    """
+    monkeypatch.setattr(process, "is_alive", lambda identity: identity.pid != 71)
+    assert outside.waiting([waiter(51)], TABLE) == {50, 51, 52}
+    assert outside.waiting([waiter(60)], TABLE) == {60}
+    assert outside.waiting([waiter(71), waiter(70, "nested"), waiter(99)], TABLE) == set()
+
+
 # Real processes
 
 Start = Callable[..., Any]
@@ -169,7 +252,12 @@ def heavy(tmp_path: Path) -> TaskSettings:
 
 
 def find(lock: Headless, task: TaskSettings) -> list[outside.Outside]:
-    """Return what is found."""
+    """Return what is outside the lease, if only for a moment."""
+    return outside.find_uncovered([task], lambda lease: Places(directory=str(lock.directory), lease=lease))
+
+
+def find_lasting(lock: Headless, task: TaskSettings) -> list[outside.Outside]:
+    """Return what collides, by a single look."""
     return outside.find([task], lambda lease: Places(directory=str(lock.directory), lease=lease))
 
 
@@ -181,6 +269,7 @@ def test_a_process_outside_the_lease_is_found(headless: Headless, heavy: TaskSet
     (found,) = find(headless, heavy)
     assert (found.task, found.lease) == ("kbSync", "heavy-maintenance")
     assert str(found) == f"kbSync (pid {found.stat.pid})"
+    assert until(lambda: find_lasting(headless, heavy))[0].stat.pid == found.stat.pid
     running.popen.stdin.close()
     running.popen.wait()
     assert find(headless, heavy) == []
@@ -194,6 +283,34 @@ def test_a_job_and_what_joined_it_are_no_culprits(headless: Headless, heavy: Tas
     headless.start("-t", "kbSync", "--wait", "forever", "--", "sh", script, stdin=-1)
     until(lambda: headless.status()["waiters"], "the waiter")
     assert find(headless, heavy) == []
+
+
+HOLDS = """
+import sys, maintlock
+with maintlock.hold("kbSync", wait=60):
+    print("ready", flush=True)
+    sys.stdin.readline()
+print("released", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_script_that_asks_by_itself(headless: Headless, tmp_path: Path) -> None:
+    """A script that takes the lease itself is no collision while it waits, works, or has only just released (R8, R17)."""
+    script = tmp_path / f"holds-{tmp_path.name}.py"
+    script.write_text(HOLDS, encoding="utf-8")
+    task = TaskSettings(name="kbSync", match=script.name)
+    first = headless.hold("backup")
+    running = headless.start(str(script), program=sys.executable, stdin=-1)
+    until(lambda: headless.status()["waiters"], "the waiter")
+    assert find(headless, task) == []
+    first.popen.communicate()
+    running.until_line("ready")
+    assert find(headless, task) == []
+    running.popen.stdin.write(b"\n")
+    running.popen.stdin.flush()
+    running.until_line("released")
+    assert [one.seconds < 2.0 for one in find(headless, task)] == [True]
 
 
 def test_the_exporter_itself_is_no_culprit(headless: Headless, monkeypatch: pytest.MonkeyPatch) -> None:

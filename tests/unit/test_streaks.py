@@ -54,7 +54,7 @@ def test_what_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     streaks = Streaks(str(tmp_path))
     with caplog.at_level("INFO", "maintlock.orchestrator"):
         for gate, told in [(BY_HAND, FIRST), (OTHER, FIRST), (BY_HAND, FIRST), (BY_HAND, SECOND), (BY_HAND, SECOND)]:
-            streaks.tell(due(KB_SYNC), gate, told, NOW)
+            streaks.tell(Decision(due=due(KB_SYNC), gate=gate), told, NOW)
     assert [line.partition(" back for ")[2] for line in caplog.messages] == [
         "by-hand (lease-held)", "dream (backpressure)", "by-hand (lease-held)",
     ]  # fmt: skip
@@ -65,9 +65,9 @@ def test_a_ledger_that_cannot_be_read(tmp_path: Path, caplog: pytest.LogCaptureF
     """Until the ledger could be read nobody knows which streak it is: the log alone is told."""
     streaks = Streaks(str(tmp_path))
     with caplog.at_level("INFO", "maintlock.orchestrator"):
-        streaks.tell(due(KB_SYNC), BY_HAND, None, NOW)
+        streaks.tell(Decision(due=due(KB_SYNC), gate=BY_HAND), None, NOW)
     assert len(caplog.messages) == 1 and pending.read(str(tmp_path)) == []
-    streaks.tell(due(KB_SYNC), BY_HAND, FIRST, NOW)
+    streaks.tell(Decision(due=due(KB_SYNC), gate=BY_HAND), FIRST, NOW)
     assert len(pending.read(str(tmp_path))) == 1
 
 
@@ -76,5 +76,33 @@ def test_what_a_wrapper_has_told(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     streaks = Streaks(str(tmp_path))
     with caplog.at_level("INFO", "maintlock.orchestrator"):
         streaks.stood_back(KB_SYNC, BY_HAND, FIRST)
-        streaks.tell(due(KB_SYNC), BY_HAND, FIRST, NOW)
+        streaks.tell(Decision(due=due(KB_SYNC), gate=BY_HAND), FIRST, NOW)
     assert len(caplog.messages) == 1 and pending.read(str(tmp_path)) == []
+
+
+def test_a_new_ledger_is_told_again(tmp_path: Path) -> None:
+    """After the state directory was removed, the new ledger is told of a streak that goes on."""
+    streaks = Streaks(str(tmp_path))
+    held = Decision(due=due(KB_SYNC), gate=BY_HAND)
+    streaks.tell(held, FIRST, NOW)
+    (tmp_path / "ledger.pending").unlink()
+    streaks.tell(held, FIRST, NOW)
+    assert pending.read(str(tmp_path)) == []
+    streaks.forget()
+    streaks.tell(held, FIRST, NOW)
+    assert [event["id"] for event in pending.read(str(tmp_path))] == [streak_of(KB_SYNC, FIRST)]
+
+
+def test_who_waits_in_the_queue(caplog: pytest.LogCaptureFixture) -> None:
+    """For whom a task waits in the queue is told once for each blocker, and not as a deferral (R9)."""
+    streaks = Streaks("/nowhere")
+    waiting = [Held(reason_code="lease-held", blocked_by=blocker, since=NOW) for blocker in ("x", "x", "y")]
+    with caplog.at_level("INFO", "maintlock.orchestrator"):
+        for held in waiting:
+            streaks.explain_waiting(KB_SYNC, held, FIRST)
+            streaks.stood_back(KB_SYNC, BY_HAND, FIRST)
+    assert caplog.messages == [
+        "kbSync is due, and waits for x (lease-held)",
+        "kbSync is due, and stands back for by-hand (lease-held)",
+        "kbSync is due, and waits for y (lease-held)",
+    ]
