@@ -167,7 +167,10 @@ class Facts:
     @cached_property
     def neighbours(self) -> Mapping[str, Neighbour]:
         """The other state directories that are, or were lately, in use, by path."""
-        chosen = {DEFAULT: paths.default_or_none(self.environ), "the configuration's state_dir": self.settings.state_dir}
+        chosen = {
+            DEFAULT: paths.default_or_none(self.environ),
+            "the configuration's state_dir": self.settings.state_dir,
+        }
         if self.said_state_dir is not None:
             chosen[f"this shell's {tokens.STATE_DIR}"] = self.environ.get(tokens.STATE_DIR)
         return elsewhere.find(self.directory, chosen, self.open_locks, self.table)
