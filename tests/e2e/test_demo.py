@@ -138,7 +138,6 @@ def test_demo_without_npm_and_git(env: dict[str, str], tmp_path: Path) -> None:
     ("scene", "number", "exit_code"),
     [
         ("One queues instead", signal.SIGINT, 130),
-        ("A daemon dies while", signal.SIGINT, 130),
         ("the daemons are still the same", signal.SIGTERM, 143),
     ],
 )

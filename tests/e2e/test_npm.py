@@ -12,13 +12,6 @@ from tests.e2e.project import FILES, FIRST_OPERATION, TASKS, Project
 from tests.support import WRAP, until
 
 NESTED = "ai:primary-dev-sync"
-PAIRS = [
-    ("ai:backup", "ai:sync-kb"),
-    ("ai:run-sandman", "ai:backup"),
-    ("ai:sync-github-workflow", "ai:run-sandman"),
-    ("ai:sync-kb", "ai:sync-github-workflow"),
-    ("ai:sync-kb", "ai:sync-kb"),
-]
 
 
 def ours(stderr: str) -> list[str]:
@@ -34,25 +27,27 @@ def deferral(task: str, holder: str, pid: int) -> str:
     )
 
 
-@pytest.mark.parametrize(("script", "holding"), PAIRS)
-def test_manual_script_stands_back(project: Project, script: str, holding: str) -> None:
-    """A manual script stands back while another works: one sentence names its owner, nothing is done, and the exit code
-    is 0 (R3, R13, R14).
+def test_manual_scripts_stand_back(project: Project) -> None:
+    """Each manual script stands back while one works, that one itself included: one sentence names its owner, nothing is
+    done, and the exit code is 0 (R3, R13, R14).
     """
     project.make_database()
-    holder = project.hold(holding)
-    before = project.gate.arrivals(FIRST_OPERATION[script])
+    holder = project.hold("ai:backup")
+    pid = project.lock.sidecar()["pid"]
+    before = sorted(project.gate.directory.iterdir())
 
-    stood_back = project.npm(script)
+    for script, task in TASKS.items():
+        stood_back = project.npm(script)
+        (sentence,) = ours(stood_back.stderr)
+        assert re.fullmatch(deferral(task, "backup", pid), sentence)
+        assert stood_back.returncode == 0
 
-    (sentence,) = ours(stood_back.stderr)
-    assert re.fullmatch(deferral(TASKS[script], TASKS[holding], project.lock.sidecar()["pid"]), sentence)
-    assert stood_back.returncode == 0
-    assert project.gate.arrivals(FIRST_OPERATION[script]) == before
+    assert sorted(project.gate.directory.iterdir()) == before
     assert [end[0] for end in project.finish(holder)] == [0]
-    (row,) = project.lock.history(event="deferred")
-    expected = {"task": TASKS[script], "blocked_by": TASKS[holding], "source": "npm", "reason_code": "lease-held"}
-    assert expected.items() <= row.items()
+    rows = project.lock.history(event="deferred")
+    assert [row["task"] for row in rows] == list(TASKS.values())
+    expected = {"blocked_by": "backup", "source": "npm", "reason_code": "lease-held"}
+    assert all(expected.items() <= row.items() for row in rows)
 
 
 @pytest.mark.parametrize("script", TASKS)
@@ -218,24 +213,14 @@ def test_nested_sync_whose_lease_has_gone_to_another(project: Project) -> None:
 
 @pytest.mark.parametrize("script", TASKS)
 def test_script_started_past_npm(project: Project, script: str) -> None:
-    """The scripts guard themselves when they are started with node: while another works they stand back, alone they
-    take the lease as their task (R17).
-    """
+    """The scripts guard themselves when they are started with node, and take the lease as their task (R17)."""
     project.make_database()
-    command = ["node", FILES[script]]
-    holder = project.hold("ai:sync-kb")
-    stood_back = project.run(*command, env=project.env(MAINTLOCK_DEFER_EXIT_CODE="75"))
-    project.finish(holder)
-
     project.gate.shut()
-    alone = project.start(*command)
+    alone = project.start("node", FILES[script])
     project.until_at_work(alone, FIRST_OPERATION[script])
     held = project.lock.sidecar()
     (ended,) = project.finish(alone)
 
-    assert stood_back.returncode == 75
-    (sentence,) = ours(stood_back.stderr)
-    assert f"{TASKS[script]} deferred due to active heavy-maintenance lease: held by kbSync (" in sentence
     assert (held["task"], ended[0]) == (TASKS[script], 0)
 
 
