@@ -22,7 +22,7 @@ def floor(bench: Bench) -> Row:
 
 def plain(bench: Bench) -> Row:
     """Measure the start of a job where nothing is configured."""
-    return _beside_pass(bench, "job's first instruction", _first(bench), bar=2.5)
+    return _beside_pass(bench, "job's first instruction", _first(bench), bar=2.1)
 
 
 def configured(bench: Bench) -> Row:

@@ -25,6 +25,7 @@ from tests.torture.ring import remove, ring_of
 SHORTEST_SECONDS, LONGEST_SECONDS = 3.0, 12.0
 IN_NAMESPACE = "TORTURE_IN_MOUNT_NAMESPACE"
 MAX_SHOWN = 12
+LONG_SECONDS, ENOUGH = 600.0, 10_000  # so many acquisitions show that a long run did not just wait
 TABLE = ("overlap", "stuck", "lost", "invented", "doubled", "fence", "counters", "files", "fault")
 ALWAYS = "lambda fd, *, shared=False: True"
 BROKEN = {
@@ -53,8 +54,11 @@ def main() -> int:
         print(f"torture: left out: {text}", flush=True)
     bout = _Bout(root, programs, shim, has_mounts=has_mounts)
     told = story.epochs(seed, _epoch_seconds(asked.seconds), asked.only or story.BY_DEFAULT)
-    bout.run(told, asked.seconds, until_overlap=asked.broken is not None)
+    bout.run(told, asked.seconds, until_overlap=asked.broken in {"lock", "survivors"})
     bout.print_table()
+    if asked.seconds >= LONG_SECONDS and not asked.only and not asked.broken and bout.counts["acquisitions"] < ENOUGH:
+        bout.problems["too few acquisitions"] += 1
+        print(f"torture: fewer than {ENOUGH:,} acquisitions")
     if not bout.problems:
         remove(root)
         return 0

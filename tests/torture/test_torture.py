@@ -51,10 +51,12 @@ def test_short() -> None:
 
 
 @pytest.mark.timeout(BROKEN_SECONDS + 2 * SLACK_SECONDS)
-@pytest.mark.parametrize(("broken", "kinds"), [("lock", {"overlap"}), ("survivors", {"overlap"})])
+@pytest.mark.parametrize(
+    ("broken", "kinds"), [("lock", {"overlap"}), ("survivors", {"overlap"}), ("history", {"lost"})]
+)
 def test_broken_lease_is_found_out(broken: str, kinds: set[str]) -> None:
-    """A lease that is broken on purpose is caught by those who work under it."""
-    families = {"lock": ["peace"], "survivors": ["survivors"]}[broken]
+    """What is broken on purpose is found out: a lease by those who work under it, a history by what they remember."""
+    families = {"lock": ["peace"], "survivors": ["survivors"], "history": ["peace"]}[broken]
     code, out = tortured("--broken", broken, *(f"--only={name}" for name in families), seconds=BROKEN_SECONDS)
     found = {name for count, name in re.findall(r"^ +(\d+)  (\w+)$", out, re.MULTILINE) if int(count)}
     assert (code, kinds - found) == (1, set()), wrong(out)
