@@ -12,7 +12,8 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import maintlock
 from maintlock import ledger, pending
 from maintlock.paths import PENDING_FILES
 from tests.protocol import LEASE, line_of, told
-from tests.support import PATIENCE_SECONDS, Lock
+from tests.support import PATIENCE_SECONDS, Lock, until
 
 DEFERRED = 9
 AFTER = 5  # calls after the last one that matters: by then it has been made
@@ -97,6 +98,38 @@ class Tracer:
         """Return the call that the last run was killed at, or None where it had not opened the lock file yet."""
         found = self.points()
         return found[-1] if found else None
+
+
+class ThreadTracer(Tracer):
+    """Attaches to one thread of a program that runs already."""
+
+    @contextmanager
+    def attached(self, thread: int, point: Point | None) -> Iterator[None]:
+        """Trace a thread to its end, and kill its process at a point."""
+        argv = [*self.argv(point=point)[:-1], "-p", str(thread)]
+        with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as running:
+            until(lambda: not _is_untraced(thread), "strace")
+            yield
+            running.wait(PATIENCE_SECONDS)
+
+    def points(self, *, until_call: str | None = None) -> list[Point]:
+        """Return all calls of the last run, the one that it was in when it was attached to first."""
+        counts = collections.Counter[str]()
+        found: list[Point] = []
+        for line in self.file.read_text("utf-8", "replace").splitlines():
+            match = CALL.match(line)
+            if match is not None:
+                counts[match["name"]] += 1
+                found.append(Point(len(found) + 1, match["name"], counts[match["name"]], line))
+        return found
+
+
+def _is_untraced(thread: int) -> bool:
+    """Tell whether a thread lives that nobody traces."""
+    try:
+        return "TracerPid:\t0\n" in Path(f"/proc/{thread}/status").read_text("utf-8")
+    except OSError:
+        return False
 
 
 class Place:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -28,6 +30,7 @@ from tests.torture.crash_points import (
     UNSEEN,
     Place,
     Point,
+    ThreadTracer,
     Tracer,
     Truth,
     assert_truthful,
@@ -36,15 +39,17 @@ from tests.torture.crash_points import (
 )
 
 PARTS = 4  # of all points, so that they are met by several workers
-PAUSE = "clock_nanosleep"  # how often somebody looks again is a matter of time: each of these is like the one before
+# How often somebody looks again, or one thread waits for the other, is a matter of time: each of these is like the others.
+OF_TIME = frozenset({"clock_nanosleep", "futex"})
 TRIES = 10  # when a signal arrives differs from run to run, and with it the count of a call
 MAY_MISS = (
-    0.05  # of the calls: they were made for a signal, or another process of the machine, that does not come again
+    0.02  # of the calls: they were made for a signal, or another process of the machine, that does not come again
 )
 ZERO = {"zero": COMPLETED, "second": COMPLETED}
 
 # Runs the first, killed at a point or not at all, in a fresh state directory, until nothing of it works any more.
-Run = Callable[[Lock, Tracer, Point | None], int]
+AnyTracer = TypeVar("AnyTracer", bound=Tracer)
+Run = Callable[[Lock, AnyTracer, Point | None], int]
 
 
 def one_grant(lock: Lock) -> None:
@@ -58,16 +63,17 @@ def no_grant(lock: Lock) -> None:
 
 def die_everywhere(
     place: Place,
-    strace: str,
-    run: Run,
+    tracer: AnyTracer,
+    run: Run[AnyTracer],
     truth: Truth,
     *,
     part: int = 0,
     parts: int = 1,
     until_call: str | None = None,
+    at_least: int = 50,
 ) -> None:
     """Kill a wrapper at each of its calls, each time in a fresh state directory, and look at what is told in the end."""
-    tracer, marker = Tracer(strace, place.directory), place.directory / "ran"
+    marker = place.directory / "ran"
     assert run(place.fresh(), tracer, None) == 0
     points = tracer.points(until_call=until_call)
     missed = []
@@ -86,14 +92,14 @@ def die_everywhere(
                 raise AssertionError(f"killed at {died} for {point}: {error!r}") from error
             if died is not None and died.name == point.name:
                 break
-        if died is None and point.name != PAUSE:
+        if died is None and point.name not in OF_TIME:
             missed.append(point)
     print(f"killed at {len(points[part::parts]) - len(missed)} of {len(points[part::parts])} of {len(points)} points")
-    assert len(points) > 50
+    assert len(points) >= at_least
     assert len(missed) <= MAY_MISS * len(points), missed
 
 
-def runs(place: Place, *options: str) -> Run:
+def runs(place: Place, *options: str) -> Run[Tracer]:
     """Return how the first is run with some options."""
 
     def run(lock: Lock, tracer: Tracer, point: Point | None) -> int:
@@ -107,7 +113,7 @@ def runs(place: Place, *options: str) -> Run:
 def test_killed_at_every_call(tmp_path: Path, require: Callable[[str], str], part: int) -> None:
     """Wherever a wrapper is killed the next request runs, and history tells the truth of both (L1, L2)."""
     place = Place(tmp_path, one_grant)
-    die_everywhere(place, require("strace"), runs(place), Truth(others=ZERO), part=part, parts=PARTS)
+    die_everywhere(place, Tracer(require("strace"), tmp_path), runs(place), Truth(others=ZERO), part=part, parts=PARTS)
 
 
 @pytest.mark.torture
@@ -116,7 +122,7 @@ def test_killed_at_every_call(tmp_path: Path, require: Callable[[str], str], par
 def test_the_first_of_all_killed_at_every_call(tmp_path: Path, require: Callable[[str], str], part: int) -> None:
     """Wherever the first wrapper of a new state directory is killed, the next request runs (L1)."""
     place, truth = Place(tmp_path, no_grant), Truth(others={"second": COMPLETED})
-    die_everywhere(place, require("strace"), runs(place), truth, part=part, parts=PARTS)
+    die_everywhere(place, Tracer(require("strace"), tmp_path), runs(place), truth, part=part, parts=PARTS)
 
 
 @pytest.mark.torture
@@ -126,7 +132,7 @@ def test_killed_while_cleaning_up(tmp_path: Path, require: Callable[[str], str],
     """Wherever a wrapper is killed that found a crashed grant and its sidecar, both are told of once (L1, L12)."""
     place = Place(tmp_path, lambda lock: leave_crashed(lock, "zero"))
     truth = Truth(others={"zero": LOST, "second": COMPLETED})
-    die_everywhere(place, require("strace"), runs(place), truth, part=part, parts=PARTS)
+    die_everywhere(place, Tracer(require("strace"), tmp_path), runs(place), truth, part=part, parts=PARTS)
 
 
 @pytest.mark.torture
@@ -135,7 +141,7 @@ def test_killed_on_the_way_to_become_the_command(tmp_path: Path, require: Callab
     """Wherever a wrapper with `--exec` is killed, also as the command, its end is told as unseen."""
     place = Place(tmp_path, one_grant)
     truth = Truth(first=((), UNSEEN), others=ZERO)
-    die_everywhere(place, require("strace"), runs(place, "--exec"), truth, until_call="execve")
+    die_everywhere(place, Tracer(require("strace"), tmp_path), runs(place, "--exec"), truth, until_call="execve")
 
 
 @pytest.mark.torture
@@ -159,7 +165,7 @@ def test_killed_inside_a_job(tmp_path: Path, require: Callable[[str], str]) -> N
         return -signal.SIGKILL if code == 128 + signal.SIGKILL else code
 
     truth = Truth(first=((),), others={**ZERO, "outer": COMPLETED}, is_granted=False)
-    die_everywhere(place, require("strace"), run, truth)
+    die_everywhere(place, Tracer(require("strace"), tmp_path), run, truth)
 
 
 def read_ready(running: subprocess.Popen[bytes]) -> bool:
@@ -191,7 +197,7 @@ def test_killed_with_a_waiter_behind_it(tmp_path: Path, require: Callable[[str],
                 lock.close()
         return running.returncode
 
-    die_everywhere(place, require("strace"), run, Truth(others={**ZERO, "waiter": COMPLETED}))
+    die_everywhere(place, Tracer(require("strace"), tmp_path), run, Truth(others={**ZERO, "waiter": COMPLETED}))
 
 
 @pytest.mark.torture
@@ -219,7 +225,31 @@ def test_killed_while_waiting_and_after(tmp_path: Path, require: Callable[[str],
 
     # A call of the same name and number may be met by the job first, before it is what it will be: then that dies too.
     truth = Truth(first=(*ENDS, FAILED), others={**ZERO, "waiter": COMPLETED})
-    die_everywhere(place, require("strace"), run, truth)
+    die_everywhere(place, Tracer(require("strace"), tmp_path), run, truth)
+
+
+def test_killed_in_the_thread_that_waits(tmp_path: Path, require: Callable[[str], str]) -> None:
+    """Wherever the thread is killed that waits in the kernel, or has just got the lock, who waits behind it gets it (L1)."""
+    place = Place(tmp_path, no_grant)
+
+    def run(lock: Lock, tracer: ThreadTracer, point: Point | None) -> int:
+        holder = lock.hold("zero", script="echo ready; read x; true")
+        first = lock.start("-t", "first", "-w", "forever", "--", "touch", f"{tmp_path}/ran")
+        try:
+            until_queued(lock, first)
+            (thread,) = {int(name) for name in os.listdir(f"/proc/{first.pid}/task")} - {first.pid}
+            with tracer.attached(thread, point):
+                waiter = lock.start("-t", "waiter", "-w", "forever", "--", "true")
+                until_queued(lock, waiter)
+                holder.popen.communicate()
+                code = first.end()[0]
+            assert waiter.end()[0] == 0
+        finally:
+            lock.close()
+        return code
+
+    truth = Truth(others={**ZERO, "waiter": COMPLETED})
+    die_everywhere(place, ThreadTracer(require("strace"), tmp_path), run, truth, at_least=3)
 
 
 @pytest.mark.torture
@@ -246,4 +276,4 @@ def test_killed_while_standing_back(tmp_path: Path, require: Callable[[str], str
         return code
 
     truth = Truth(first=((),), others=ZERO)
-    die_everywhere(place, require("strace"), run, truth, part=part, parts=PARTS)
+    die_everywhere(place, Tracer(require("strace"), tmp_path), run, truth, part=part, parts=PARTS)
