@@ -66,7 +66,7 @@ TAIL = """
 # ttl = "1h"                  # as that of the lease
 # rest = "3m"                 # minimum pause after a run (default: a tenth of the interval)
 # inbox = "handovers/*.json"  # unread files make it due before its interval
-# cwd = "."
+# cwd = "."                   # where its command is started; cwd and env do not apply to maintlock-wrap
 # env = { NODE_OPTIONS = "--max-old-space-size=4096" }
 # lease = "heavy-maintenance" # tasks of different leases may run at once
 
