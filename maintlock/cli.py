@@ -40,7 +40,7 @@ COMMANDS = {
     "should-yield": ("maintlock.yielding:SHOULD_YIELD", "whether a job with checkpoints should end early"),
     "stop": ("maintlock.stop:STOP", "end the job that keeps the lease"),
     "repo-sync": ("maintlock.reposync.command:REPO_SYNC", "pull repositories, and run what that makes necessary"),
-    "completion": ("maintlock.completion:COMPLETION", "what a shell needs to complete our command lines"),
+    "completion": ("maintlock.completion:COMPLETION", "print shell completion (bash, zsh, fish)"),
 }
 
 ABOUT = """\
@@ -51,7 +51,7 @@ One heavy maintenance job at a time, and everybody can see whose turn it is.
 Commands
   {commands}
 
-Each has its own --help; --version tells the version.
+Each command has its own --help; --version prints the version.
 
 Examples
   maintlock run -t backup -- node buildScripts/ai/backup.mjs

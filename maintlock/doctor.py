@@ -37,7 +37,7 @@ class Group:
 
 GROUPS = (
     Group(level="problem", mark="✗", heading="wrong", style="31"),
-    Group(level="notice", mark="!", heading="to know", style="33"),
+    Group(level="notice", mark="!", heading="notices", style="33"),
     Group(level="ok", mark="✓", heading="in order", style="32"),
 )
 
@@ -78,7 +78,7 @@ def _summary(findings: Sequence[Finding]) -> str:
     problems = sum(one.level == "problem" for one in findings)
     notices = sum(one.level == "notice" for one in findings)
     told = "nothing is wrong" if not problems else f"{problems} thing{'' if problems == 1 else 's'} wrong"
-    return f"{told}, {notices} to know" if notices else told
+    return f"{told}, {notices} notice{'' if notices == 1 else 's'}" if notices else told
 
 
 def _arguments(parser: ArgumentParser) -> None:

@@ -21,7 +21,7 @@ from maintlock.times import rfc3339
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from maintlock.entries import Entry
     from maintlock.model import Event
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from maintlock.tally import CounterKey
 
 RECENT_HOLDS = 20
-HISTORY_FIELDS = {"id": as_text, **PUBLIC, "at": as_seconds}
+HISTORY_FIELDS = {"id": as_text, **PUBLIC, "at": as_seconds, "result": as_text}
 HISTORY = (
     "SELECT id, at, event, task, lease, lease_id, source, reason, pid, reason_code, blocked_by, parent_task, seconds,"
-    " exit_code, outcome FROM events WHERE event <> 'present'"
+    " exit_code, outcome, result FROM events WHERE event <> 'present'"
 )
 COMMON = frozenset({"acquired", "released", "deferred", "present"})
 IS_RARE = "event NOT IN ('acquired', 'released', 'deferred', 'present')"  # as the index has it, or it would not be used
@@ -74,11 +74,13 @@ def read_history(
     limit: int | None = None,
     extra: Sequence[Event] = (),
     is_entered_too: bool = True,
+    fields: Iterable[str] = PUBLIC,
 ) -> list[Event]:
     """Return what happened, oldest first by `at`, with the public fields only (§4); `limit` keeps the newest.
 
     `event` is one kind or several; `since` is in seconds since the epoch; `extra` are events known from elsewhere, told
-    last. Texts may be hostile. `is_entered_too=False` leaves the database alone, and returns what waits for it.
+    last. Texts may be hostile. `is_entered_too=False` leaves the database alone, and returns what waits for it. `fields` may
+    have `result` besides: how a joined job ended, whose row has no `outcome`.
 
     Raises:
         LedgerUnavailable: It cannot be read.
@@ -101,7 +103,7 @@ def read_history(
     found += [e for e in late if e["event"] in kinds and e["at"] >= since and wanted.items() <= e.items()]
     found.sort(key=itemgetter("at"))
     kept = found if limit is None else found[max(0, len(found) - limit) :]
-    return [{name: entry[name] for name in PUBLIC} | {"at": rfc3339(entry["at"])} for entry in kept]
+    return [{name: entry[name] for name in fields} | {"at": rfc3339(entry["at"])} for entry in kept]
 
 
 def read_snapshot(directory: str, *, lease: str) -> Snapshot:

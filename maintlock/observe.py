@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 from maintlock import events, history, holder, marks, paths, pending, process, survivors
 from maintlock import line as line_file
 from maintlock.custody import Custody, read_custody
-from maintlock.entries import entry_of
+from maintlock.entries import PUBLIC, entry_of
 from maintlock.ledger import LedgerUnavailable
 from maintlock.model import ProcessIdentity
 from maintlock.names import is_lease_name
@@ -239,10 +239,11 @@ def read_history(
     since: float | None = None,
     limit: int | None = None,
     is_entered_too: bool = True,
+    fields: Iterable[str] = PUBLIC,
 ) -> list[Event]:
     """Return what happened, oldest first (§4): the ledger, its pending events, and what the locks' lines imply.
 
-    `is_entered_too=False` leaves the ledger alone, and returns the rest.
+    `is_entered_too=False` leaves the ledger alone, and returns the rest; for `fields` see `history.read_history`.
 
     Raises:
         LedgerUnavailable: It cannot be read.
@@ -258,6 +259,7 @@ def read_history(
         limit=limit,
         extra=told,
         is_entered_too=is_entered_too,
+        fields=fields,
     )
 
 

@@ -21,6 +21,7 @@ PENDING_FILES = ("ledger.pending", "ledger.pending.1", "ledger.pending.2", "ledg
 RECORDS = ("ledger.db", "ledger.db-wal", "ledger.db-shm", *PENDING_FILES, "ledger.dropped")
 _local: set[tuple[str, int]] = set()  # directories, and the devices that they were found on
 NO_DESCRIPTOR_LEFT = frozenset({errno.EMFILE, errno.ENFILE})
+USE_ANOTHER = "use a directory that is yours alone: --state-dir DIR, or MAINTLOCK_STATE_DIR"
 REFUSED_ERRNOS = frozenset({errno.EACCES, errno.EPERM, errno.ELOOP, errno.EISDIR, errno.ENXIO})
 
 
@@ -104,7 +105,7 @@ def open_state_directory(directory: str, *, any_filesystem: bool = False) -> Non
     """Make sure that the state directory is there, ours alone to write, and on a filesystem whose flock is local.
 
     Raises:
-        RefusedError: It is a symlink or no directory, or somebody else could write to it.
+        RefusedError: It is not a directory, or a symlink to one, or somebody else could write to it.
         UnavailableError: It cannot be made, or flock may not be local on its filesystem.
     """
     try:
@@ -147,25 +148,33 @@ def check_trusted(path: str, found: os.stat_result, *, directory: bool = False, 
     """Refuse what is no regular file (or directory), or what somebody else owns or may write.
 
     Raises:
-        RefusedError: With the command that mends it.
+        RefusedError: With the command that mends it; for a directory that is no state directory of ours, with the advice to
+            use another one.
     """
     expected, is_expected = ("a directory", stat.S_ISDIR) if directory else ("a regular file", stat.S_ISREG)
-    if not is_expected(found.st_mode):
-        raise RefusedError(
-            f"{path}: is {_kind(found.st_mode)}, not {expected}", mend=_command("mv", path, path + ".odd")
-        )
-    user = os.geteuid()
-    if found.st_uid != user and not (root_may_own and found.st_uid == 0):
-        raise RefusedError(
-            f"{path}: belongs to uid {found.st_uid}, not to you (uid {user})", mend=_command("chown", str(user), path)
-        )
-    if found.st_mode & stat.S_IWOTH:
-        raise RefusedError(f"{path}: everybody may write to it", mend=_command("chmod", "go-w", path))
-    if found.st_mode & stat.S_IWGRP and found.st_gid != os.getegid():
-        raise RefusedError(
-            f"{path}: group {found.st_gid}, which is not your own, may write to it",
-            mend=_command("chmod", "g-w", path),
-        )
+    user, owner, mode = os.geteuid(), found.st_uid, found.st_mode
+    if not is_expected(mode):
+        wrong, mend = f"is {_kind(mode)}, not {expected}", ("mv", path, path + ".odd")
+    elif owner != user and not (root_may_own and owner == 0):
+        wrong, mend = f"belongs to uid {owner}, not to you (uid {user})", ("chown", str(user), path)
+    elif mode & stat.S_IWOTH:
+        wrong, mend = "everybody may write to it", ("chmod", "go-w", path)
+    elif mode & stat.S_IWGRP and found.st_gid != os.getegid():
+        wrong, mend = f"group {found.st_gid}, which is not your own, may write to it", ("chmod", "g-w", path)
+    else:
+        return
+    if directory and not was_used(path):
+        raise RefusedError(f"{path}: {wrong}; {USE_ANOTHER}")
+    raise RefusedError(f"{path}: {wrong}", mend=_command(*mend))
+
+
+def was_used(directory: str) -> bool:
+    """Tell whether a directory has a lock file of ours in it: what has none is somebody else's, or nobody's yet."""
+    try:
+        names = set(os.listdir(directory))
+    except OSError:
+        return False
+    return any(name.endswith(".lock") and f"{name.removesuffix('.lock')}.queue" in names for name in names)
 
 
 def check_records(places: Places) -> None:

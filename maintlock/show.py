@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from maintlock import observe
 from maintlock.command import Command, add_places, count, read_config, read_places, seconds, task_name
-from maintlock.entries import EVENTS
+from maintlock.entries import EVENTS, PUBLIC
 from maintlock.errors import UsageError
 from maintlock.ledger import LedgerUnavailable
 from maintlock.names import DEFAULT_LEASE
@@ -34,9 +34,11 @@ def _add_status_arguments(parser: ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON object on one line")
     form.add_argument("--watch", action="store_true", help="keep it up to date, until q or Ctrl-C")
-    parser.add_argument("--interval", metavar="D", type=seconds, help="with --watch: look so often (1s)")
+    parser.add_argument("--interval", metavar="D", type=seconds, help="with --watch: refresh every D (1s)")
     parser.add_argument(
-        "--exit-code", action="store_true", help="exit 0 if the lease is free, 1 if held or orphaned, 2 if unknown"
+        "--exit-code",
+        action="store_true",
+        help="exit 0 if the lease is free, 1 if held or orphaned, 2 if unknown; with --watch: as it was last",
     )
     add_places(parser)
 
@@ -67,14 +69,13 @@ def _is_known(places: Places, settings: Config) -> bool:
 
 
 def _watch(said: Namespace) -> int:
-    if said.exit_code:
-        raise UsageError("--exit-code does not go with --watch; see: maintlock status --help")
     interval = WATCH_SECONDS if said.interval is None else said.interval
     if interval < MIN_WATCH_SECONDS:
         raise UsageError(f"--interval: expected at least {MIN_WATCH_SECONDS:g}s")
     from maintlock.watch import watch
 
-    return watch(read_places(said), interval)
+    code, state = watch(read_places(said), interval)
+    return EXIT_CODES[state] if said.exit_code and not code else code
 
 
 def _add_history_arguments(parser: ArgumentParser) -> None:
@@ -82,7 +83,7 @@ def _add_history_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--task", metavar="NAME", type=task_name, help="of this task only")
     known = sorted(EVENTS)
     parser.add_argument("--event", metavar="EVENT", choices=known, help=f"of this kind only: {', '.join(known)}")
-    parser.add_argument("--since", metavar="D", type=seconds, help="no older than this: 90s 10m 2h 1d")
+    parser.add_argument("--since", metavar="D", type=seconds, help="only the last D: 90s 10m 2h 1d")
     parser.add_argument(
         "--limit", metavar="N", type=count, help=f"the newest N (with --json: all, else {ROWS_FOR_PEOPLE})"
     )
@@ -116,6 +117,7 @@ def _read_history(said: Namespace) -> tuple[list[Event], LedgerUnavailable | Non
         event=said.event,
         since=None if said.since is None else time.time() - said.since,
         limit=said.limit if said.json or said.limit is not None else ROWS_FOR_PEOPLE,
+        fields=PUBLIC if said.json else (*PUBLIC, "result"),
     )
     try:
         return read(), None

@@ -196,7 +196,7 @@ def _took(row: Mapping[str, Any]) -> str:
 
 
 def _outcome(row: Mapping[str, Any]) -> Text:
-    outcome = row["outcome"] or ""
+    outcome = row["outcome"] or row.get("result") or ""  # that of a joined job is its own
     code = f" ({row['exit_code']})" if row["exit_code"] else ""
     return Text(f"{printable(outcome, 20)}{code}", style=OUTCOME_STYLES.get(outcome, ""))
 

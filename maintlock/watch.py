@@ -1,6 +1,6 @@
 """`maintlock status --watch`: the status, kept up to date, on a screen of its own that is taken away again.
 
-    drawing ──q, Ctrl-C──> screen away, exit 0
+    drawing ──q, Ctrl-C──> screen away, exit 0 (with --exit-code that of the last state)
        ├─────TERM, HUP──> screen away, exit 128+n
        └────────Ctrl-Z──> screen away, stopped ──fg──> drawing
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from maintlock.paths import Places
 
 STDIN, STDOUT = 0, 1
+UNKNOWN = "unknown"
 QUIT_KEYS = b"qQ\x03\x04"
 PLAIN_TERMINALS = frozenset({"", "dumb", "unknown"})
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -45,19 +46,21 @@ MAX_WAIT_SECONDS = 86400.0
 DEFAULT_SIZE = os.terminal_size((80, 24))
 
 
-def watch(places: Places, interval_seconds: float) -> int:
-    """Show the status until somebody ends it, and return the exit code."""
+def watch(places: Places, interval_seconds: float) -> tuple[int, str]:
+    """Show the status until somebody ends it; return the exit code, and the state of the lease that was shown last."""
     is_terminal = os.isatty(STDOUT) and os.environ.get("TERM", "") not in PLAIN_TERMINALS
     show = _draw if is_terminal else _print
     with _woken_by_signals() as pipe:
         try:
-            while (number := show(places, interval_seconds, pipe)) == signal.SIGTSTP:
+            number, state = show(places, interval_seconds, pipe)
+            while number == signal.SIGTSTP:
                 _stop_until_continued()
+                number, state = show(places, interval_seconds, pipe)
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
-            number = signal.SIGHUP  # the window was closed
-    return 0 if number in {0, signal.SIGINT} else EXIT_SIGNAL_BASE + number
+            number, state = signal.SIGHUP, UNKNOWN  # the window was closed
+    return 0 if number in {0, signal.SIGINT} else EXIT_SIGNAL_BASE + number, state
 
 
 def _stop_until_continued() -> None:
@@ -66,20 +69,27 @@ def _stop_until_continued() -> None:
     signal.signal(signal.SIGTSTP, before)
 
 
-def _print(places: Places, interval_seconds: float, pipe: int) -> int:
-    """Print the status anew each time, for a file or another program, until a signal ends or stops it; return that."""
+def _print(places: Places, interval_seconds: float, pipe: int) -> tuple[int, str]:
+    """Print the status anew each time, for a file or another program, until a signal ends or stops it.
+
+    Return that signal, and the state of the lease that was printed last.
+    """
     while True:
         now = time.time()
         sys.stdout.write(f"── {time.strftime('%H:%M:%S', time.localtime(now))} ──\n")
-        tables.write(read_shown(places, now))
+        shown, state = read_shown(places, now)
+        tables.write(shown)
         sys.stdout.flush()
         number = _wait(pipe, interval_seconds, reads_keys=False)
         if number is not None:
-            return number
+            return number, state
 
 
-def _draw(places: Places, interval_seconds: float, pipe: int) -> int:
-    """Draw the status on a screen of its own until a signal ends or stops it; return that, 0 for a key."""
+def _draw(places: Places, interval_seconds: float, pipe: int) -> tuple[int, str]:
+    """Draw the status on a screen of its own until a signal ends or stops it.
+
+    Return that signal, 0 for a key, and the state of the lease that was drawn last.
+    """
     console = Console(force_terminal=True, highlight=False, markup=False, emoji=False)
     console.size = _size()
     reads_keys = os.isatty(STDIN)
@@ -88,31 +98,33 @@ def _draw(places: Places, interval_seconds: float, pipe: int) -> int:
     with _keys_unechoed(reads_keys), screen:
         while True:
             console.size = _size()
-            screen.update(_frame(places, hint, console.width), refresh=True)
+            now = time.time()
+            shown, state = read_shown(places, now)
+            screen.update(_frame(shown, now, hint, console.width), refresh=True)
             number = _wait(pipe, interval_seconds, reads_keys=reads_keys)
             if number is not None:
-                return number
+                return number, state
 
 
-def _frame(places: Places, hint: str, width: int) -> RenderableType:
-    now = time.time()
+def _frame(shown: Panel, now: float, hint: str, width: int) -> RenderableType:
     about = Text(f"{time.strftime('%H:%M:%S', time.localtime(now))} · {hint}", style="dim", no_wrap=True)
-    shown = read_shown(places, now)
     shown.width = min(width, tables.MAX_WIDTH)
     return Group(about, shown)
 
 
-def read_shown(places: Places, now: float) -> Panel:
-    """Return the status as a panel, or what keeps it from being read."""
+def read_shown(places: Places, now: float) -> tuple[Panel, str]:
+    """Return the status as a panel, or what keeps it from being read, and the state of the lease."""
     try:
-        return tables.status(observe.read_status(places, now), now)
+        found = observe.read_status(places, now)
+        return tables.status(found, now), found["state"]
     except MaintlockError as error:
         trouble = str(error)
     except Exception as error:  # noqa: BLE001  one look that fails must not end the watch; the next one may not
         trouble = f"{type(error).__name__}: {error}"
-    return Panel(
+    panel = Panel(
         Text(printable(trouble, 2000)), title=f"{places.lease} · cannot be read", title_align="left", border_style="red"
     )
+    return panel, UNKNOWN
 
 
 def _size() -> os.terminal_size:

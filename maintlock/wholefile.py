@@ -1,4 +1,4 @@
-"""Files of other people's projects, written whole: beside the old one, to the disk, then renamed over it.
+"""Files that others read at any time (package.json, maintlock.toml, our own records), written whole: beside the old one, to the disk, then renamed over it.
 
 Whoever reads at any moment, also after a crash, finds the old contents or the new. One temporary name for each file, so that
 what a crash has left is cleaned up by the next writer; writers of one directory take turns (`turn_in`).

@@ -97,11 +97,11 @@ class Facts:
         settings = ("--config", self.said_config) if self.said_config is not None else ()
         return quoted(*words, *places, *settings)
 
-    def stop(self, lease: str) -> str:
+    def stop_command(self, lease: str) -> str:
         """Return the command that ends the job of a lease."""
         return self.here("maintlock", "stop", *(() if lease == DEFAULT_LEASE else ("--lease", lease)))
 
-    def job(self, lease: str, *command: str) -> str:
+    def job_command(self, lease: str, *command: str) -> str:
         """Return the command that runs something small under a lease: every request cleans up what it finds."""
         other = () if lease == DEFAULT_LEASE else ("--lease", lease)
         return f"{self.here('maintlock-wrap', '-t', 'check', *other)} -- {quoted(*command)}"
@@ -178,18 +178,31 @@ class Facts:
     # The project
 
     @cached_property
-    def packages(self) -> tuple[PackageJson, ...]:
-        """The project's `package.json` and those of its workspaces; empty where there is none.
-
-        Raises:
-            UsageError: One of them is broken.
-        """
+    def _packages(self) -> Mapping[str, PackageJson | MaintlockError]:
         try:
             path = package_json.find(None, self.cwd)
         except package_json.NoPackageError:
-            return ()
-        package = package_json.read(path)
-        return package, *[package_json.read(more) for more in package_json.workspaces(package)[:MAX_PACKAGES]]
+            return {}
+        package = _read_package(path)
+        others = [] if isinstance(package, MaintlockError) else package_json.workspaces(package)[:MAX_PACKAGES]
+        return {path: package} | {other: _read_package(other) for other in others}
+
+    @property
+    def packages(self) -> tuple[PackageJson, ...]:
+        """The project's `package.json` and those of its workspaces; empty where there is none."""
+        return tuple(found for found in self._packages.values() if not isinstance(found, MaintlockError))
+
+    @property
+    def broken_packages(self) -> Mapping[str, MaintlockError]:
+        """Those that cannot be read, by path."""
+        return {path: found for path, found in self._packages.items() if isinstance(found, MaintlockError)}
+
+
+def _read_package(path: str) -> PackageJson | MaintlockError:
+    try:
+        return package_json.read(path)
+    except MaintlockError as error:
+        return error
 
 
 def _is_our_users(pid: int) -> bool:

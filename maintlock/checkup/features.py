@@ -27,12 +27,10 @@ def platform(_facts: Facts) -> Iterable[Finding]:
     elif process.read_text(f"{process.PROC}/locks", 1) is None:
         yield notice("/proc/locks cannot be read: a lock whose holder left no record is called unknown")
     if not sys.platform.startswith("linux"):
-        yield notice(
-            "there is no child subreaper: what a job leaves behind is looked for five times a second, not told by the kernel"
-        )
+        yield notice("there is no child subreaper: leftover processes are polled for five times a second")
     if not process.boot_id():
         yield notice(
-            "the system does not name its boots: after a restart a recycled pid may be taken for a holder until a request looks"
+            "the system provides no boot id: after a restart a recycled pid may be taken for a holder until a request looks"
         )
     namespace = process.pid_namespace()
     if namespace not in {"", INITIAL_PID_NAMESPACE}:

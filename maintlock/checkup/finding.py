@@ -1,4 +1,4 @@
-"""What a check finds: something wrong, something to know, or something in order; and the command that mends it."""
+"""What a check finds: something wrong, something to notice, or something in order; and the command that mends it."""
 
 from __future__ import annotations
 

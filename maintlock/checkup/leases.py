@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from maintlock import line as line_file
-from maintlock.checkup.finding import notice, problem, quoted, to_edit
+from maintlock.checkup.finding import notice, problem, to_edit
 from maintlock.names import DEFAULT_LEASE
 
 if TYPE_CHECKING:
@@ -34,9 +34,12 @@ def leases(facts: Facts) -> Iterable[Finding]:
         known = facts.settings.tasks.get(line.task)
         expected = known.lease if known is not None and known.heavy else None
         if expected not in {None, name}:
-            text = f"{line.task} was last started under the {name} lease, and belongs to {expected}"
-            yield problem(text, quoted("grep", "-rn", "--include=package.json", "--include=*.sh", "--", "--lease", "."))
+            yield problem(
+                f"{line.task} was last started under the {name} lease, and belongs to {expected}; no command of ours mends "
+                f"that: take --lease {name} out of whatever starts it"
+            )
         elif name != DEFAULT_LEASE and name not in by_lease and known is None:
             yield notice(
-                f"the {name} lease is in use too (last by {line.task}): what runs under it can run at the same time as the others"
+                f"the {name} lease is in use too (last by {line.task}): what runs under it can run at the same time as the "
+                f"others; if that is not intended, take --lease {name} out of whatever starts it"
             )

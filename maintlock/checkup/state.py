@@ -6,8 +6,9 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from maintlock import filesystem, history, holder, outside, paths, pending, process, sidecar
+from maintlock import filesystem, history, holder, outside, paths, pending, process, sidecar, tokens
 from maintlock import line as line_file
+from maintlock.checkup.facts import DEFAULT
 from maintlock.checkup.finding import fine, notice, of_error, problem, quoted, to_edit
 from maintlock.entries import entry_of
 from maintlock.errors import RefusedError
@@ -53,25 +54,37 @@ def permissions(facts: Facts) -> Iterable[Finding]:
     except FileNotFoundError:
         yield fine(f"{facts.directory} does not exist yet; the first request makes it")
         return
-    yield from _judged(facts.directory, found, DIRECTORY_MODE)
+    is_ours = paths.was_used(facts.directory)
+    yield from _judged(facts.directory, found, DIRECTORY_MODE, _another(facts))
     yield from _parents(facts.directory)
-    for name, status in sorted(facts.files.items()):
+    for name, status in sorted(facts.files.items()) if is_ours else ():  # else they are somebody else's
         if name.startswith(OURS) or name.endswith(ENDINGS):
             yield from _judged(f"{facts.directory}/{name}", status, FILE_MODE)
 
 
-def _judged(path: str, found: os.stat_result, mode: int) -> Iterable[Finding]:
+def _another(facts: Facts) -> str | None:
+    """Return the command that leads to another state directory; None where only a change of the command line does."""
+    if facts.directory_source == DEFAULT:
+        return quoted("export", f"{tokens.STATE_DIR}=/var/tmp/maintlock-{os.geteuid()}")
+    if facts.said_state_dir is not None:
+        return None
+    if facts.directory_source == tokens.STATE_DIR:
+        return f"unset {tokens.STATE_DIR}"
+    return to_edit(facts.settings.path or "")
+
+
+def _judged(path: str, found: os.stat_result, mode: int, another: str | None = None) -> Iterable[Finding]:
     is_directory = mode == DIRECTORY_MODE
     try:
         paths.check_trusted(path, found, directory=is_directory)
     except RefusedError as error:
-        yield of_error(error)
+        yield of_error(error, another)
         return
     if found.st_mode & mode != mode:
         yield problem(
             f"{path}: you may not read and write it", quoted("chmod", "u+rwx" if is_directory else "u+rw", path)
         )
-    elif found.st_mode & 0o077:
+    elif found.st_mode & 0o077 and (not is_directory or paths.was_used(path)):
         yield notice(f"{path}: others may read it", quoted("chmod", "go-rwx", path))
 
 
@@ -88,15 +101,16 @@ def _parents(directory: str) -> Iterable[Finding]:
 def filesystems(facts: Facts) -> Iterable[Finding]:
     """Tell whether the state directory is on a filesystem whose flock is local, writable, and not full."""
     kind = filesystem.read_type(facts.directory)
-    another = quoted("export", f"MAINTLOCK_STATE_DIR=/var/tmp/maintlock-{os.geteuid()}")
+    another = _another(facts)
     if not kind:
         yield notice(
-            f"{facts.directory}: its filesystem cannot be determined; on one of a network a lock may protect nothing"
+            f"{facts.directory}: its filesystem cannot be determined; on a network filesystem a lock may protect nothing: if it is "
+            "one, use another state directory"
         )
     elif kind not in filesystem.LOCAL:
         yield problem(
             f"{facts.directory}: is on a filesystem of type {kind}, where locks may be shared with other machines or "
-            "not work at all; use a local one, for everybody who starts jobs",
+            "not work at all; use a local one (--state-dir, MAINTLOCK_STATE_DIR), for everybody who starts jobs",
             another,
         )
     try:
@@ -104,11 +118,14 @@ def filesystems(facts: Facts) -> Iterable[Finding]:
     except FileNotFoundError:
         return
     if room.f_flag & os.ST_RDONLY:
-        yield problem(f"{facts.directory}: is on a read-only filesystem: no job can be put on record", another)
+        yield problem(
+            f"{facts.directory}: is on a read-only filesystem: no job can be put on record; use another (--state-dir, MAINTLOCK_STATE_DIR)",
+            another,
+        )
     elif room.f_bavail * room.f_frsize < FEW_BYTES or (room.f_files and not room.f_favail):
         yield problem(
-            f"{facts.directory}: the disk is full: a job that cannot be put on record does not run",
-            quoted("du", "-xsh", facts.directory, os.path.expanduser("~")),
+            f"{facts.directory}: the disk is full: a job that cannot be put on record does not run; no command of ours mends "
+            f"that: make room on it, see: {quoted('df', '-h', facts.directory)}"
         )
 
 
@@ -127,7 +144,7 @@ def _line(facts: Facts, places: Places, look: Custody) -> Iterable[Finding]:
     yield problem(
         f"{places.lock}: its line is damaged, or of another version: who had the lease last is unknown, and every process "
         "with any of its grants in the environment counts as a survivor",
-        facts.job(places.lease, "true") if look.state == "free" else facts.stop(places.lease),
+        facts.job_command(places.lease, "true") if look.state == "free" else facts.stop_command(places.lease),
     )
 
 
@@ -148,10 +165,10 @@ def _sidecar(facts: Facts, places: Places, look: Custody) -> Iterable[Finding]:
         if look.state == "held":
             yield problem(
                 f"{text} while the lease is held: requests that stand back cannot name its owner",
-                facts.stop(places.lease),
+                facts.stop_command(places.lease),
             )
         else:
-            yield problem(f"{text}; the next request removes it", facts.job(places.lease, "true"))
+            yield problem(f"{text}; the next request removes it", facts.job_command(places.lease, "true"))
 
 
 def _is_file(path: str) -> bool:
@@ -169,7 +186,9 @@ def ledger(facts: Facts) -> Iterable[Finding]:
     dropped = pending.dropped(facts.directory)
     if dropped:
         were = "event was" if dropped == 1 else "events were"
-        yield notice(f"{dropped} {were} dropped since the beginning: the history is incomplete")
+        yield notice(
+            f"{dropped} {were} dropped since the beginning: the history is incomplete, and no command completes it"
+        )
 
 
 def _database(facts: Facts) -> Iterable[Finding]:
@@ -183,7 +202,10 @@ def _database(facts: Facts) -> Iterable[Finding]:
         if error.kind == "corrupt":
             yield problem(f"{error}; {anew}", aside)
         elif error.kind not in {"older", "newer"}:  # that is told with the versions
-            yield problem(str(error), quoted("ls", "-la", facts.directory))
+            yield problem(
+                f"{error}; jobs run all the same, and their events wait in {pending.PENDING}; no command of ours mends that: "
+                "it ends with whatever keeps the file from being read (its rights, the disk, another program)"
+            )
         return
     if found != "ok":
         yield problem(f"{path}: {found}; {anew}", aside)
@@ -197,14 +219,14 @@ def waiting(facts: Facts) -> Iterable[Finding]:
     path = f"{facts.directory}/{pending.PENDING}"
     events = pending.read(facts.directory)
     many = f"{len(events)} event{'' if len(events) == 1 else 's'}"
-    enter = facts.job(DEFAULT_LEASE, "sleep", "1")
+    enter = facts.job_command(DEFAULT_LEASE, "sleep", "1")
     if size > MUCH_WAITING_BYTES:
         yield problem(
             f"{path}: {many} wait for the ledger, more than any job leaves there: nothing seems able to enter them",
             enter,
         )
     elif not events:
-        yield problem(f"{path}: holds nothing that is an event; the next entry counts it as dropped", enter)
+        yield problem(f"{path}: contains no valid event; the next entry counts it as dropped", enter)
     elif (lasted := facts.now - _oldest_at(events, facts.now)) > LONG_WAITING_SECONDS:
         text = f"{path}: {many} wait for the ledger, the oldest for {duration_text(lasted)}; readers see them"
         yield notice(f"{text}, and the next job of a second or more enters them", enter)
@@ -222,9 +244,12 @@ def lease(facts: Facts) -> Iterable[Finding]:
     for name in facts.leases:
         look = facts.looks[name]
         if look.state == "orphaned":
-            yield problem(f"{name}: {look.detail}", facts.stop(name))
+            yield problem(f"{name}: {look.detail}", facts.stop_command(name))
         elif look.state == "unknown":
-            yield notice(f"{name}: who has it cannot be determined: {look.detail}")
+            yield notice(
+                f"{name}: who has it cannot be determined: {look.detail}; no command tells it here: ask where its processes "
+                "can be seen, in the container or on the host that they run in"
+            )
         elif look.state == "held":
             known = (
                 f"{name} is held by {look.grant.task} (pid {look.grant.identity.pid})" if look.grant is not None else ""
@@ -233,7 +258,7 @@ def lease(facts: Facts) -> Iterable[Finding]:
         elif holder.of_other_kernel(facts.places(name), sidecar.read(facts.places(name).sidecar)) is not None:
             continue  # told with the records
         elif look.detail:
-            yield notice(f"{name}: {look.detail}", facts.job(name, "true"))
+            yield notice(f"{name}: {look.detail}", facts.job_command(name, "true"))
         else:
             yield fine(f"{name} is free")
 
@@ -241,7 +266,7 @@ def lease(facts: Facts) -> Iterable[Finding]:
 def _holder(facts: Facts, name: str, look: Custody) -> Iterable[Finding]:
     grant, fields = look.grant, look.fields
     if grant is None:
-        yield problem(f"{name}: {look.detail}", facts.stop(name))
+        yield problem(f"{name}: {look.detail}", facts.stop_command(name))
         return
     pids = {grant.identity.pid, *([fields["job_pid"]] if fields is not None and fields.get("job_pid") else [])}
     stopped = [row for row in (facts.table.get(pid) for pid in sorted(pids)) if row is not None and row.state in "Tt"]
@@ -254,7 +279,7 @@ def _holder(facts: Facts, name: str, look: Custody) -> Iterable[Finding]:
     held = None if since is None else facts.now - since
     if fields is not None and held is not None and held > fields["ttl_seconds"]:
         text = f"{name}: {grant.task} has had it for {duration_text(held)}, longer than its {duration_text(fields['ttl_seconds'])}"
-        yield problem(text, facts.stop(name))
+        yield problem(text, facts.stop_command(name))
 
 
 def lock_file(facts: Facts) -> Iterable[Finding]:
@@ -262,7 +287,7 @@ def lock_file(facts: Facts) -> Iterable[Finding]:
     for name in facts.leases:
         places, look = facts.places(name), facts.looks[name]
         if look.replaced is not None:
-            yield problem(f"{name}: {look.replaced}; it still counts as held", facts.stop(name))
+            yield problem(f"{name}: {look.replaced}; it still counts as held", facts.stop_command(name))
             continue
         for lock in facts.open_locks:
             was_it = os.path.basename(lock.path).startswith(f"{name}.lock") and lock.directory == facts.directory
@@ -290,8 +315,8 @@ def descriptors(facts: Facts) -> Iterable[Finding]:
             yield problem(f"{text}: nothing else keeps the lease", end)
         else:
             yield notice(
-                f"{text}; should the wrapper be killed, it would keep the lease: start the job with -o, or close the "
-                "descriptor in it"
+                f"{text}; should the wrapper be killed, it would keep the lease; no command takes it away from a running "
+                "process: start the job with -o, or close the descriptor in it"
             )
 
 
@@ -311,4 +336,6 @@ def collisions(facts: Facts) -> Iterable[Finding]:
         for collision in told:
             if collision.kind == "inherited":  # the other kinds are told by what is seen now
                 text = f"{name}: several heavy processes were found at once: {printable(collision.detail or '', 1000)}"
-                yield problem(text, facts.here("maintlock", "status"))
+                yield problem(
+                    f"{text}; nothing heavy is started until they have ended: let them, or kill them by these pids"
+                )

@@ -58,7 +58,8 @@ def _made(check: Check, facts: Facts) -> list[Finding]:
     try:
         told += check.find(facts)
     except MaintlockError as error:
-        told.append(problem(f"could not be checked: {error}"))
+        told.append(problem(f"could not be checked: {error.text}", error.mend or None))
     except Exception as error:  # noqa: BLE001  whatever a check meets, the others are still made
-        told.append(problem(f"could not be checked: {type(error).__name__}: {error}"))
+        what = f"could not be checked: {type(error).__name__}: {error}"
+        told.append(problem(f"{what}; no command of yours mends that: it is a fault of maintlock, please report it"))
     return told

@@ -8,9 +8,8 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from maintlock import __version__, process, sidecar
+from maintlock import __version__, launch, process, sidecar
 from maintlock.checkup.finding import notice, problem, quoted
-from maintlock.errors import MaintlockError
 from maintlock.ledger import LedgerUnavailable, open_to_read
 from maintlock.names import DEFAULT_LEASE
 from maintlock.npm import scriptlist
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 WRAP = "maintlock-wrap"
 VERSION_SECONDS = 20.0
 MAX_FIRST_LINE = 1024
+FROM_CHECKOUT = "install it from a checkout of maintlock"
 TO_INSTALL = "pipx install ."
 TO_INSTALL_AGAIN = "pipx install --force ."
 FROM_NEWER = "upgrade from a newer checkout of maintlock"
@@ -50,24 +50,23 @@ def _ledger(facts: Facts) -> Iterable[Finding]:
         if error.kind == "newer":
             yield problem(f"{error}, from a newer checkout", _to_upgrade())  # it says to upgrade
         elif error.kind == "older":
-            yield notice(str(error), facts.job(DEFAULT_LEASE, "sleep", "1"))
+            yield notice(str(error), facts.job_command(DEFAULT_LEASE, "sleep", "1"))
 
 
 def _wrapper_on_path(facts: Facts) -> Iterable[Finding]:
     path = shutil.which(WRAP, path=facts.environ.get("PATH"))
     if path is None:
-        beside = os.path.dirname(beside_us(WRAP))
-        is_here = os.path.exists(f"{beside}/{WRAP}")
-        mend = f'export PATH={quoted(beside)}:"$PATH"' if is_here else TO_INSTALL
-        how = "" if is_here else "; install it from a checkout of maintlock"
+        first = _ours_first()
+        how = "" if first else f"; {FROM_CHECKOUT}"
         finding = problem if _has_guards(facts) else notice
-        yield finding(f"{WRAP} is not on PATH: guarded npm scripts do not start{how}", mend)
+        yield finding(f"{WRAP} is not on PATH: guarded npm scripts do not start{how}", first or TO_INSTALL)
         return
     told = _read_version(path)
     if told is None:
-        yield problem(
-            f"{path}: does not tell its version: it is broken, or not maintlock's", f"{quoted(path)} --version"
-        )
+        is_ours = os.path.realpath(path) == os.path.realpath(launch.program(WRAP))
+        first = None if is_ours else _ours_first()
+        text = f"{path}: does not tell its version: it is broken, or not maintlock's"
+        yield problem(text, first) if first else problem(f"{text}; {FROM_CHECKOUT}", TO_INSTALL_AGAIN)
     elif told != __version__:
         text = f"{path}: is version {printable(told, 40)}, and this is {__version__}: jobs and the programs that watch them differ"
         if _numbers(told) > _numbers(__version__):
@@ -78,16 +77,11 @@ def _wrapper_on_path(facts: Facts) -> Iterable[Finding]:
         text = (
             f"{path}: is the same version from another installation ({printable(interpreter)}, here {sys.executable})"
         )
-        yield notice(
-            f"{text}; upgrade both together", f'export PATH={quoted(os.path.dirname(beside_us(WRAP)))}:"$PATH"'
-        )
+        yield notice(f"{text}; upgrade both together", _ours_first() or TO_INSTALL_AGAIN)
 
 
 def _has_guards(facts: Facts) -> bool:
-    try:
-        return any(row.is_guarded for package in facts.packages for row in scriptlist.rows(package, facts.settings))
-    except MaintlockError:
-        return False  # told with the scripts
+    return any(row.is_guarded for package in facts.packages for row in scriptlist.rows(package, facts.settings))
 
 
 def _read_version(path: str) -> str | None:
@@ -118,9 +112,10 @@ def _numbers(version: str) -> list[int]:
     return [int(part) for part in version.split(".") if part.isdigit()]
 
 
-def beside_us(name: str) -> str:
-    """Return where a program of ours is in this installation."""
-    return os.path.join(os.path.dirname(sys.executable), name)
+def _ours_first() -> str | None:
+    """Return the command that puts the programs of this installation first on PATH; None where they cannot be found."""
+    directory = os.path.dirname(launch.program(WRAP))
+    return f'export PATH={quoted(directory)}:"$PATH"' if directory else None
 
 
 def _to_upgrade() -> str:

@@ -12,7 +12,7 @@ from maintlock import config, wholefile
 from maintlock.command import Command, working_directory
 from maintlock.errors import MaintlockError, UsageError
 from maintlock.model import record
-from maintlock.names import EXPECTED_TASK, is_task_name, task_from_npm
+from maintlock.names import EXPECTED_TASK, is_task_name
 from maintlock.npm import guarded, npmrc, package_json, scriptlist, shim
 from maintlock.redact import printable
 from maintlock.voice import Voice
@@ -122,49 +122,35 @@ def _tasks(package: PackageJson, wishes: Mapping[str, str | None], settings: Con
     for name, said in wishes.items():
         script = package.scripts.get(name)
         guard = guarded.found(script.raw) if script is not None else None
-        configured = config.task_for_npm_script(settings, name)
         present = guard.task if guard is not None and guard.kind != "in part" else None
-        tasks[name] = said or present or (configured.name if configured is not None else task_from_npm(name))
+        tasks[name] = said or present or scriptlist.default_task(name, settings)
     return tasks
 
 
 def _outcome(package: PackageJson, name: str, said: str | None, task: str, program: str, shell: str | None) -> _Outcome:
     script = package.scripts.get(name)
-    refusal = package.odd.get(name, "") or (_refusal(script) if script is not None else "")
-    if refusal or script is None:
-        return _Outcome(name=name, refusal=refusal)
+    if script is None or name in package.odd:
+        return _Outcome(name=name, refusal=package.odd[name])
     guard = guarded.found(script.raw)
-    if guard is not None and guard.kind != "in part":
+    if guard is not None and guard.kind != "in part" and name not in scriptlist.LIFECYCLE:
         return _guarded_already(package, script, guard, said, program)
-    try:
-        raw = guarded.wrapped(script.raw, task=task, program=program, shell=npmrc.inner_shell(shell))
-    except ValueError as error:
-        return _Outcome(name=name, refusal=f"{error}; put it into a file of its own, and have the script run that")
+    refusal = scriptlist.refusal(package, script, shell)
+    if refusal:
+        return _Outcome(name=name, refusal=refusal)
+    raw = guarded.wrapped(script.raw, task=task, program=program, shell=npmrc.inner_shell(shell))
     return _Outcome(name=name, raw=raw, told=f"{name}: guarded, as task {task}")
-
-
-def _refusal(script: Script) -> str:
-    """Return why a script must not be guarded, whatever it says."""
-    if script.name in scriptlist.LIFECYCLE:
-        return "npm runs it by itself (install, pack, publish, version), which must not depend on maintlock"
-    words = script.text.split()
-    if not words:
-        return "is empty: there is nothing to guard"
-    if words[0].rpartition("/")[2] == "maintlock" and words[1:2] not in (["run"], ["repo-sync"]):
-        return "is maintlock itself, which must not wait for the lease"
-    return ""
 
 
 def _guarded_already(
     package: PackageJson, script: Script, guard: guarded.Guard, said: str | None, program: str
 ) -> _Outcome:
-    task = f"task {guard.task}" if guard.task else "the task that npm's name says"
+    task = f"task {guard.task}" if guard.task else "the task named after the npm script"
     if said is not None and said != guard.task:
         is_removable = guard.kind in REMOVABLE
         first = f"first: {scriptlist.command(package, [script.name], '--undo')}" if is_removable else "edit it yourself"
         return _Outcome(name=script.name, refusal=f"is guarded already, as {task}; {first}")
     if guard.kind == "wrap" and program == guarded.SHIM:
-        raw = guarded.through(script.raw, program)
+        raw = guarded.through_shim(script.raw)
         return _Outcome(
             name=script.name, raw=raw, told=f"{script.name}: guarded through {guarded.SHIM_PATH} now, as {task}"
         )
@@ -182,16 +168,12 @@ def _conflicts(
     for name, task in tasks.items():
         if name in guards and guards[name].kind != "in part":
             continue  # it stays what it is
-        named = settings.tasks[task].npm_script if task in settings.tasks else None
         configured = config.task_for_npm_script(settings, name)
-        if named not in {None, name}:
-            wrong.append(f"{name}: task {task} is script {named} in {settings.path}; name another: {name}=TASK")
+        reason = scriptlist.conflict(name, task, owners.setdefault(task, name), settings)
+        if reason:
+            wrong.append(f"{name}: {reason}")
         elif configured is not None and configured.name != task and wishes[name]:
             wrong.append(f"{name}: is task {configured.name} in {settings.path}, not {task}")
-        elif owners.setdefault(task, name) != name:
-            wrong.append(
-                f"{name}: task {task} would be two scripts, {owners[task]} and {name}; name another: {name}=TASK"
-            )
     return wrong
 
 
@@ -218,7 +200,7 @@ def _notes(package: PackageJson, changes: Mapping[str, str], settings: Config, *
         if around:
             notes.append(
                 f"note: {' and '.join(around)}: npm runs {'them' if len(around) > 1 else 'it'} around {name}, as "
-                "scripts of their own, outside its lease, and also when it stands back"
+                "scripts of their own, outside its lease, even when the script is deferred"
             )
     if changes and settings.path is None:
         notes.append("note: no maintlock.toml here, so defaults apply; maintlock init writes one")

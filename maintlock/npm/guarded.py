@@ -154,11 +154,11 @@ def _unquoted(body: str) -> str | None:
     return "".join(kept)
 
 
-def through(raw: str, program: str) -> str:
-    """Return a guarded raw script that goes through another program: the shim, or `maintlock-wrap` itself."""
+def through_shim(raw: str) -> str:
+    """Return a raw script that is guarded by `maintlock-wrap`, guarded through the shim instead."""
     match = PREFIX.match(raw)
     assert match is not None
-    return program + raw[match.end("program") :]
+    return SHIM + raw[match.end("program") :]
 
 
 def _options(words: Sequence[str]) -> options.Options | None:

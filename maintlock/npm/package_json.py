@@ -183,17 +183,17 @@ def _scripts(text: str, path: str) -> tuple[dict[str, Script], dict[str, str]]:
     if not found:
         return {}, {}
     if len(found) > 1:
-        _broken(path, '"scripts" is there twice')
+        _broken(path, '"scripts" appears twice')
     if not isinstance(found[0].value, dict):
-        _broken(path, '"scripts" is no object')
+        _broken(path, '"scripts" is not an object')
     scripts: dict[str, Script] = {}
     odd: dict[str, str] = {}
     for member in _members(text, found[0].start):
         if not isinstance(member.value, str):
-            odd[member.name] = "is no string"
+            odd[member.name] = "is not a string"
             continue
         if member.name in scripts or member.name in odd:
-            odd[member.name] = "is there twice"
+            odd[member.name] = "appears twice"
         raw = text[member.start + 1 : member.end - 1]
         scripts[member.name] = Script(
             name=member.name, text=member.value, raw=raw, start=member.start + 1, end=member.end - 1

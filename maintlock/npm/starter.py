@@ -15,7 +15,7 @@ from maintlock.command import Command, working_directory
 from maintlock.errors import RefusedError, UsageError
 from maintlock.model import record, replace
 from maintlock.names import task_from_npm
-from maintlock.npm import guarded, heaviness, package_json, scriptlist, shelltext
+from maintlock.npm import heaviness, package_json, scriptlist, shelltext
 from maintlock.redact import printable
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ TAIL = """
 # ttl = "1h"                  # as that of the lease
 # rest = "3m"                 # minimum pause after a run (default: a tenth of the interval)
 # inbox = "handovers/*.json"  # unread files make it due before its interval
-# cwd = "."
+# cwd = "."                   # where its command is started; cwd and env do not apply to maintlock-wrap
 # env = { NODE_OPTIONS = "--max-old-space-size=4096" }
 # lease = "heavy-maintenance" # tasks of different leases may run at once
 
@@ -228,9 +228,12 @@ def _notes(path: str, found: Sequence[Task], package: PackageJson) -> Iterable[s
     above = config.find(None, {}, os.path.dirname(os.path.dirname(path)))
     if above is not None:
         yield f"note: it hides {above} from what runs here"
-    unguarded = [t.script for t in found if guarded.found(package.scripts[t.script].raw) is None]
-    if unguarded:
-        yield f"next: {scriptlist.command(package, unguarded)}"
+    names = {task.script for task in found}
+    rows = [row for row in scriptlist.rows(package, config.load(None)) if row.name in names]
+    yield from (f"note: {row.name} cannot be guarded as it is: {row.refusal}" for row in rows if row.is_to_edit)
+    to_guard = [row.name for row in rows if row.is_to_guard]
+    if to_guard:
+        yield f"next: {scriptlist.command(package, to_guard)}"
 
 
 INIT = Command(

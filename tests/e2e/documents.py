@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.support import BIN, PATIENCE_SECONDS, ROOT, Lock
+from tests.support import BIN, MAINTLOCK, PATIENCE_SECONDS, ROOT, Lock
 
 PAGE_SECONDS = 8 * PATIENCE_SECONDS  # all commands of a page, one after the other
 
@@ -17,6 +17,14 @@ PAGE_SECONDS = 8 * PATIENCE_SECONDS  # all commands of a page, one after the oth
 def blocks_of(text: str, language: str) -> list[str]:
     """Return the fenced blocks of a language in a page."""
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def console_commands(text: str, not_run: Mapping[str, str]) -> list[str]:
+    """Return what is typed in a page's `console` blocks, but for commands that cannot run in a test, each with its reason."""
+    lines = "".join(blocks_of(text, "console")).splitlines()
+    typed = [re.sub(r"\s+#.*", "", line.removeprefix("$ ")) for line in lines if line.startswith("$ ")]
+    assert set(not_run) <= set(typed), "what is excepted is not in the page any more"
+    return [command for command in typed if command not in not_run]
 
 
 def broken_links(page: Path) -> list[str]:
@@ -42,6 +50,15 @@ def copied_checkout(directory: Path) -> Path:
     pages.mkdir(parents=True)
     (pages / "one.md").write_text("# One\n\nThe lease is held by one.\n", encoding="utf-8")
     return directory
+
+
+def bare_example(lock: Lock, directory: Path) -> Path:
+    """Copy the example project as it was before maintlock: without guards in `package.json`, and without configuration."""
+    project = copied_checkout(directory) / "wrappers" / "example"
+    (project / "maintlock.toml").unlink()
+    assert run(lock, MAINTLOCK, "guard", "--undo", cwd=project).returncode == 0
+    assert "maintlock-wrap" not in (project / "package.json").read_text(encoding="utf-8")
+    return project
 
 
 def run(lock: Lock, *command: str, cwd: Path, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:

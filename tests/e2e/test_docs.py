@@ -1,4 +1,4 @@
-"""docs/operations.md, docs/orchestrating.md: every command runs as it stands, and tables say what the programs do."""
+"""The pages in docs/: every command runs as it stands, and tables say what the programs do."""
 
 from __future__ import annotations
 
@@ -17,15 +17,28 @@ from maintlock.checkup.table import CHECKS
 from maintlock.cli import COMMANDS
 from maintlock.options import HOLD_UNTIL
 from maintlock.show import EXIT_CODES
-from tests.e2e.documents import PAGE_SECONDS, blocks_of, broken_links, copied_checkout, run
+from tests.e2e.documents import (
+    PAGE_SECONDS,
+    bare_example,
+    blocks_of,
+    broken_links,
+    console_commands,
+    copied_checkout,
+    run,
+)
 from tests.support import MAINTLOCK, PATIENCE_SECONDS, ROOT, Lock, lock_in, until
 
 pytestmark = pytest.mark.timeout(PAGE_SECONDS + PATIENCE_SECONDS)
 
-PAGE = ROOT / "docs" / "operations.md"
+DOCS = ROOT / "docs"
+PAGE = DOCS / "operations.md"
 TEXT = PAGE.read_text(encoding="utf-8")
-ORCHESTRATING = ROOT / "docs" / "orchestrating.md"
-ORCHESTRATING_TEXT = ORCHESTRATING.read_text(encoding="utf-8")
+ORCHESTRATING_TEXT = (DOCS / "orchestrating.md").read_text(encoding="utf-8")
+NOT_RUN = {
+    "pipx install --force .": "it needs pipx, and would change the tests' own programs",
+    "maintlock doctor": "it may find something about this machine; the shell commands run it with an `||`",
+    'eval "$(maintlock completion zsh)"': "it is for a zsh at a prompt; test_completion has zsh check the script",
+}
 ANY_PORT = {"EXAMPLE_CHROMA_PORT": "0", "EXAMPLE_BRIDGE_PORT": "0", "EXAMPLE_MLX_PORT": "0"}
 
 
@@ -42,30 +55,84 @@ def first_cells(text: str) -> list[str]:
     return [cell for cell, below in zip(rows, [*rows[1:], ""], strict=True) if "---" not in cell + below]
 
 
-def test_commands_run_as_they_stand(tmp_path: Path, require: Callable[[str], str]) -> None:
-    """The shell commands succeed one after the other in a project, and in the end nothing is left of us."""
-    require("npm")
+def test_commands_run_as_they_stand(lock: Lock, tmp_path: Path, require: Callable[[str], str]) -> None:
+    """The shell commands succeed one after the other in a project."""
     project = copied_checkout(tmp_path / "checkout") / "wrappers" / "example"
-    state = Path(os.environ["XDG_STATE_HOME"]) / "maintlock"
-    commands = blocks_of(TEXT, "sh")
-    with lock_in(state) as lock:
-        env = {name: value for name, value in lock.env().items() if name != "MAINTLOCK_STATE_DIR"}
+    (project / ".config" / "fish" / "completions").mkdir(parents=True)
+    commands = blocks_of(TEXT, "sh") + console_commands(TEXT, NOT_RUN)
 
-        done = run(lock, require("bash"), "-euxc", "\n".join(commands), cwd=project, env=env)
+    done = run(lock, require("bash"), "-euxc", "\n".join(commands), cwd=project)
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(commands) > 6
     assert "descriptor: none" in done.stdout
     assert re.search(r"^stopped backup: .*sleep", done.stdout, re.MULTILINE)
     assert re.search(r"released +backup .* stopped", done.stdout)
-    assert "maintlock-wrap" not in (project / "package.json").read_text(encoding="utf-8")
-    assert not state.exists() and not (project / "maintlock.toml").exists()
 
 
-def test_links_lead_somewhere() -> None:
+@pytest.mark.parametrize("name", ["adopting", "guard", "node", "operations", "orchestrating"])
+def test_links_lead_somewhere(name: str) -> None:
     """Every link leads to a file, and to a heading of it."""
-    assert broken_links(PAGE) == []
-    assert broken_links(ORCHESTRATING) == []
+    assert broken_links(DOCS / f"{name}.md") == []
+
+
+# docs/adopting.md, docs/guard.md, docs/node.md
+
+
+def test_adopting_and_removing(tmp_path: Path, require: Callable[[str], str]) -> None:
+    """All steps succeed one after the other in a project that knows nothing of us, and in the end nothing is left of us."""
+    require("npm")
+    text = (DOCS / "adopting.md").read_text(encoding="utf-8")
+    state = Path(os.environ["XDG_STATE_HOME"]) / "maintlock"
+    with lock_in(state) as lock:
+        project = bare_example(lock, tmp_path / "checkout")
+        before = {path: path.read_bytes() for path in project.iterdir() if path.is_file()}
+        env = {name: value for name, value in lock.env().items() if name != "MAINTLOCK_STATE_DIR"}
+        commands = [
+            *blocks_of(text, "sh"),
+            *console_commands(text, {"pipx uninstall maintlock": "it is the tests' own"}),
+        ]
+
+        done = run(lock, require("bash"), "-euxc", "\n".join(commands), cwd=project, env=env)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    for task in ("kbSync", "backup"):
+        assert re.search(rf"released +{task} .* completed", done.stdout), done.stdout
+    assert "embedding" in done.stdout and "cleaning up" in done.stdout
+    assert not state.exists()
+    after = {path: path.read_bytes() for path in project.iterdir() if path.is_file()}
+    assert {path: text for path, text in after.items() if path.name not in {"doctor.txt", ".npmrc"}} == before
+    assert not (project / ".maintlock").exists() and "script-shell" not in str(after.get(project / ".npmrc", ""))
+
+
+def test_guard_commands_run_as_they_stand(lock: Lock, tmp_path: Path, require: Callable[[str], str]) -> None:
+    """What docs/guard.md tells to type succeeds one after the other, and does what stands beside it."""
+    require("npm")
+    project = bare_example(lock, tmp_path / "checkout")
+    commands = console_commands((DOCS / "guard.md").read_text(encoding="utf-8"), {})
+    commands.insert(-1, "cat .npmrc")  # between the setting and its removal
+    checkout = project.parents[1]  # its home, which npm does not take for a project
+
+    done = run(lock, require("bash"), "-euxc", "\n".join(["cd wrappers/example", *commands]), cwd=checkout)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "script-shell=maintlock-npm-shell\n" in done.stdout and "ai:backup: restored\n" in done.stdout
+    guarded = [text for text in (project / "package.json").read_text().splitlines() if "maintlock-wrap" in text]
+    assert len(guarded) == 1 and "-t kbSync" in guarded[0]
+
+
+def test_node_commands_run_as_they_stand(lock: Lock, tmp_path: Path, require: Callable[[str], str]) -> None:
+    """What docs/node.md tells to type succeeds: the modules are copied into a project, and guard a script there."""
+    require("node")
+    checkout = copied_checkout(tmp_path / "checkout")
+    (checkout / "project").mkdir()  # its home is the checkout
+    (checkout / "project" / "backup.cjs").write_text("console.log('backed up')", encoding="utf-8")
+    copy, guard = blocks_of((DOCS / "node.md").read_text(encoding="utf-8"), "sh")
+
+    done = run(lock, require("bash"), "-euxc", f"{copy}\ncd ~/project\n{guard}", cwd=checkout)
+
+    assert (done.returncode, done.stdout) == (0, "backed up\n"), done.stderr
+    assert [row["task"] for row in lock.history(event="released")] == ["backup"]
 
 
 def test_every_check_is_described() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.documents import PAGE_SECONDS, blocks_of, broken_links, copied_checkout, run
+from tests.e2e.documents import PAGE_SECONDS, bare_example, blocks_of, broken_links, copied_checkout, run
 from tests.support import BIN, PATIENCE_SECONDS, ROOT, Lock
 
 pytestmark = pytest.mark.timeout(PAGE_SECONDS + PATIENCE_SECONDS)
@@ -73,7 +73,21 @@ def test_configuration_is_valid(lock: Lock, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "backup\n"), done.stderr
     (tmp_path / "maintlock.toml").write_text(orchestrated, encoding="utf-8")
     tasks = run(lock, str(BIN / "maintlock"), "tasks", "--json", cwd=tmp_path)
-    assert set(json.loads(tasks.stdout)["tasks"]) == {"summary", "primary-dev-sync", "kbSync"}, tasks.stderr
+    configured = {name for name, task in json.loads(tasks.stdout)["tasks"].items() if task["configured"]}
+    assert configured == {"summary", "primary-dev-sync", "kbSync"}, tasks.stderr
+
+
+def test_adopting_it_as_told(lock: Lock, tmp_path: Path, require: Callable[[str], str]) -> None:
+    """The three commands for a project that exists guard its scripts, and give them a configuration."""
+    require("npm")
+    project = bare_example(lock, tmp_path / "checkout")
+    (block,) = [block for block in blocks("text") if "maintlock guard --list" in block]
+
+    done = run(lock, "sh", "-euxc", block.replace("$ ", ""), cwd=project)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ai:sync-kb: guarded, as task kbSync" in done.stdout
+    assert "maintlock.toml: written" in done.stdout and (project / "maintlock.toml").exists()
 
 
 def test_npm_scripts_are_those_of_the_example() -> None:

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from maintlock import __version__, filesystem, ledger, pending, process
-from maintlock.checkup import features, state
+from maintlock import __version__, filesystem, launch, ledger, pending, process
+from maintlock.checkup import features, scripts, state
 from maintlock.checkup.facts import Facts
 from maintlock.checkup.finding import Finding, notice, problem
 from maintlock.checkup.table import CHECKS, Check, examined
@@ -84,7 +84,7 @@ def mend(lock: Lock, row: Row, *, add: str = "", cwd: Path | None = None) -> Non
 
 
 def assert_well(lock: Lock, *arguments: str, **more: Any) -> list[Row]:
-    """Nothing is wrong; return what there is to know."""
+    """Nothing is wrong; return the notices."""
     code, rows = doctor(lock, *arguments, **more)
     assert [row for row in rows if row["level"] == "problem"] == []
     assert code == 0
@@ -208,6 +208,19 @@ def test_unsafe_permissions(lock: Lock, spoil: Callable[[Lock], None]) -> None:
     assert_well(lock)
 
 
+def test_a_directory_that_was_never_ours(lock: Lock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was named as state directory by mistake is not to be changed, and what others have in it is not judged."""
+    lock.directory.mkdir()
+    lock.directory.chmod(0o777)
+    write(lock.directory / "x.lock", "").chmod(0o666)
+    environ = {"MAINTLOCK_STATE_DIR": str(lock.directory)}
+    named = only(state.permissions(facts(lock, monkeypatch, state_dir=None, environ=environ)))
+    assert "use a directory that is yours alone" in named.text and named.mend == "unset MAINTLOCK_STATE_DIR"
+    assert only(state.permissions(facts(lock, monkeypatch))).mend is None  # it is on our command line
+    lock.directory.chmod(0o755)
+    assert list(state.permissions(facts(lock, monkeypatch))) == []
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a file away")
 def test_somebody_elses_file(lock: Lock) -> None:
     """A record that belongs to somebody else is told with its owner."""
@@ -220,7 +233,7 @@ def test_somebody_elses_file(lock: Lock) -> None:
 
 
 def test_readable_by_others(lock: Lock) -> None:
-    """That others may read along is to know, not wrong."""
+    """That others may read along is a notice, not wrong."""
     lock.wrap("-t", "first", "--", "true")
     lock.directory.chmod(0o755)
     (row,) = [row for row in assert_well(lock) if row["check"] == "permissions"]
@@ -277,9 +290,9 @@ def only(findings: Any) -> Finding:
 
 
 def test_a_network_filesystem(lock: Lock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A filesystem that may share its locks, or have none, is wrong; one that cannot be told is to know."""
+    """A filesystem that may share its locks, or have none, is wrong; one that cannot be told is a notice."""
     monkeypatch.setattr(filesystem, "read_type", lambda _: "nfs4")
-    wrong = only(state.filesystems(facts(lock, monkeypatch)))
+    wrong = only(state.filesystems(facts(lock, monkeypatch, state_dir=None, environ={})))
     assert wrong.level == "problem" and "nfs4" in wrong.text and "MAINTLOCK_STATE_DIR" in (wrong.mend or "")
     monkeypatch.setattr(filesystem, "read_type", lambda _: "")
     assert only(state.filesystems(facts(lock, monkeypatch))).level == "notice"
@@ -297,7 +310,8 @@ def test_a_disk_without_room(
     values = {name: getattr(real, name) for name in dir(real) if name.startswith("f_")} | {"f_flag": 0}
     room = type("Room", (), {**values, "f_bavail": 1 << 30, "f_files": 0, **change})
     monkeypatch.setattr(os, "statvfs", lambda _: room)
-    assert words in only(state.filesystems(facts(lock, monkeypatch))).text
+    wrong = only(state.filesystems(facts(lock, monkeypatch)))
+    assert words in wrong.text and (words == "full") == ("make room" in wrong.text)
 
 
 def test_a_platform_without_proc(lock: Lock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -417,14 +431,14 @@ def test_a_ledger_of_a_newer_version(lock: Lock) -> None:
 
 
 def test_dropped_events(lock: Lock) -> None:
-    """That the history is not whole is to know."""
+    """That the history is not whole is a notice."""
     lock.wrap("-t", "first", "--", "true")
     write(lock.directory / "ledger.dropped", f"{7:020d}\n")
     assert any("7 events were dropped" in row["text"] for row in assert_well(lock))
 
 
 def test_waiting_events(lock: Lock) -> None:
-    """Events that wait for the ledger are in order, as after every short job, and to know only when they have done so for
+    """Events that wait for the ledger are in order, as after every short job, and a notice only when they have done so for
     more than an hour; the next job of a second enters them.
     """
     first_job(lock)
@@ -527,7 +541,7 @@ def test_a_replaced_lock_file_of_nobody_known(lock: Lock) -> None:
 
 
 def test_a_leaked_descriptor(lock: Lock) -> None:
-    """A daemon that carries the lock of a job is to know while that runs, and wrong once it alone keeps the lease."""
+    """A daemon that carries the lock of a job is a notice while that runs, and wrong once it alone keeps the lease."""
     holder = lock.start("-t", "backup", "--", "sh", "-c", DAEMON, stdin=subprocess.PIPE)
     daemon = int(holder.until_line("ready").split()[1])
     until(lambda: os.getsid(daemon) == daemon, "a session of its own")
@@ -560,18 +574,36 @@ def test_unguarded_scripts(lock: Lock, tmp_path: Path) -> None:
     assert_well(lock, cwd=tmp_path / "p")
 
 
+def test_heavy_scripts_that_cannot_be_guarded(lock: Lock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A heavy script that `guard` would refuse is no part of the command for the others, but a problem with its reason."""
+    scripts_there = {"dump": "echo $1", "ai:backup": "node b.mjs", "ai-backup": "x", "ai.sync": "x", "ai/sync": "x"}
+    path = write(tmp_path / "p" / "package.json", json.dumps({"scripts": scripts_there}))
+    to_guard, *to_edit = scripts.scripts(facts(lock, monkeypatch, cwd=str(path.parent)))
+    assert (to_guard.mend or "").endswith(" ai:backup ai-backup ai.sync ai/sync")
+    assert [("dump" in one.text, "uses $1" in one.text, one.mend) for one in to_edit] == [
+        (True, True, f"${{EDITOR:-vi}} {path}")
+    ]
+
+
 def test_a_broken_package_json(lock: Lock, tmp_path: Path) -> None:
     """A package.json that cannot be read is told, and stops no other check."""
-    write(tmp_path / "p" / "package.json", "{")
-    assert "not JSON" in the_problem(lock, "npm scripts", cwd=tmp_path / "p")["text"]
+    path = write(tmp_path / "p" / "package.json", "{")
+    row = the_problem(lock, "npm scripts", cwd=tmp_path / "p")
+    assert "not JSON" in row["text"] and row["mend"] == f"${{EDITOR:-vi}} {path}"
 
 
-def test_npms_shell_that_is_not_there(lock: Lock, tmp_path: Path) -> None:
-    """A script-shell that does not exist keeps npm from starting anything."""
+def test_npms_shell_that_is_not_there(lock: Lock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script-shell that does not exist keeps npm from starting anything; the one that is told instead exists."""
     write(tmp_path / "p" / "package.json", "{}")
     write(tmp_path / "p" / ".npmrc", "script-shell=/nonexistent/maintlock-npm-shell\n")
     row = the_problem(lock, "npm scripts", cwd=tmp_path / "p")
-    assert "/nonexistent/maintlock-npm-shell" in row["text"] and "npm config set" in row["mend"]
+    set_it = "npm config set --location=project script-shell="
+    assert "/nonexistent/maintlock-npm-shell" in row["text"] and row["mend"] == f"{set_it}maintlock-npm-shell"
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    here = facts(lock, monkeypatch, cwd=str(tmp_path / "p"))
+    assert only(scripts.scripts(here)).mend == f"{set_it}{BIN}/maintlock-npm-shell"
+    monkeypatch.setattr(launch, "program", lambda name: name)
+    assert only(scripts.scripts(here)).mend == "pipx install ."
 
 
 def test_a_heavy_process_outside_the_lease(lock: Lock, tmp_path: Path) -> None:
@@ -601,11 +633,13 @@ def test_heavy_tasks_under_several_leases(lock: Lock, tmp_path: Path) -> None:
 
 
 def test_a_task_under_the_wrong_lease(lock: Lock, tmp_path: Path) -> None:
-    """A task that was started under another lease than its own is told; an unknown task under another is to know."""
+    """A task that was started under another lease than its own is told; an unknown task under another is a notice."""
     lock.wrap("--lease", "other", "-t", "kbSync", "--", "true")
     assert any("other lease" in row["text"] for row in assert_well(lock) if row["check"] == "leases")
     write(tmp_path / "maintlock.toml", "[tasks.kbSync]\n")
-    assert "belongs to heavy-maintenance" in the_problem(lock, "leases")["text"]
+    row = the_problem(lock, "leases")
+    assert "belongs to heavy-maintenance" in row["text"] and "take --lease other out" in row["text"]
+    assert row["mend"] is None
 
 
 # Other state directories (L9)
@@ -641,7 +675,7 @@ def test_a_waiter_elsewhere(lock: Lock, tmp_path: Path) -> None:
 
 
 def test_an_environment_that_leads_elsewhere(lock: Lock, tmp_path: Path) -> None:
-    """A process whose environment names a directory that nobody has used yet is to know (L9)."""
+    """A process whose environment names a directory that nobody has used yet is a notice (L9)."""
     other = tmp_path / "other"
     shell = lock.start("1000", program="sleep", env=lock.env(MAINTLOCK_STATE_DIR=str(other)))
     (row,) = [row for row in assert_well(lock) if row["check"] == "directories"]
@@ -650,7 +684,7 @@ def test_an_environment_that_leads_elsewhere(lock: Lock, tmp_path: Path) -> None
 
 
 def test_the_default_directory_was_used(lock: Lock) -> None:
-    """That the default directory was used within a week is to know; the command only looks at it (L9)."""
+    """That the default directory was used within a week is a notice; the command only looks at it (L9)."""
     default = Path(os.environ["XDG_STATE_HOME"]) / "maintlock"
     env = {name: value for name, value in lock.env().items() if name != "MAINTLOCK_STATE_DIR"}
     assert lock.wrap("-t", "backup", "--", "true", env=env).returncode == 0
@@ -663,7 +697,7 @@ def test_the_default_directory_was_used(lock: Lock) -> None:
 
 
 def test_a_directory_in_the_configuration(lock: Lock, tmp_path: Path) -> None:
-    """A state_dir in the configuration is to know, for whoever does not find that file uses another lock (L9)."""
+    """A state_dir in the configuration is a notice, for whoever does not find that file uses another lock (L9)."""
     config = write(tmp_path / "project" / "maintlock.toml", 'state_dir = "state"\nhistory = "9d"\n')
     env = {"MAINTLOCK_STATE_DIR": ""}
     (row,) = [row for row in assert_well(lock, cwd=config.parent, **env) if row["check"] == "directories"]
@@ -697,11 +731,11 @@ def test_a_wrapper_of_another_version(lock: Lock, tmp_path: Path, version: str, 
 def test_a_wrapper_that_is_none(lock: Lock, tmp_path: Path, text: str) -> None:
     """A program of that name that does not tell our version is broken, or somebody else's."""
     row = the_problem(lock, "versions", **stand_in(tmp_path, "/bin/sh", text))
-    assert "does not tell its version" in row["text"]
+    assert "does not tell its version" in row["text"] and row["mend"] == f'export PATH={BIN}:"$PATH"'
 
 
 def test_a_wrapper_of_another_installation(lock: Lock, tmp_path: Path) -> None:
-    """The same version in another environment is to know, because it is upgraded by itself."""
+    """The same version in another environment is a notice, because it is upgraded by itself."""
     other = tmp_path / "venv" / "bin" / "python3"
     other.parent.mkdir(parents=True)
     other.symlink_to(shutil.which("python3") or "")
@@ -716,7 +750,7 @@ def test_no_wrapper_on_path(lock: Lock, tmp_path: Path) -> None:
     assert "not on PATH" in row["text"]
     write(tmp_path / "p" / "package.json", json.dumps({"scripts": {"x": "maintlock-wrap -t x -- node x.mjs"}}))
     row = the_problem(lock, "versions", PATH="/usr/bin:/bin", cwd=tmp_path / "p")
-    assert str(BIN) in row["mend"] or "pipx install" in row["mend"]
+    assert row["mend"] == f'export PATH={BIN}:"$PATH"'
 
 
 def test_a_sidecar_of_a_newer_version(lock: Lock) -> None:
@@ -750,7 +784,7 @@ def test_a_broken_check_stops_no_other(lock: Lock, monkeypatch: pytest.MonkeyPat
         ("b", "ok"),
         ("c", "problem"),
     ]
-    assert "RuntimeError: boom" in told[1].text
+    assert "RuntimeError: boom" in told[1].text and "please report it" in told[1].text
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -771,11 +805,11 @@ def test_people_see_what_is_wrong_first() -> None:
     ]
     lines = as_text(findings, width=60, is_colored=False).splitlines()
     assert lines[0] == "✗ wrong"
-    assert lines.index("✗ wrong") < lines.index("! to know") < lines.index("✓ in order")
+    assert lines.index("✗ wrong") < lines.index("! notices") < lines.index("✓ in order")
     assert f"      → {findings[2].mend}" in lines
     assert max(len(line) for line in lines if "→" not in line) <= 60
     assert "\x1b" not in "".join(lines) and "never shown" not in "".join(lines)
-    assert lines[-1] == "1 thing wrong, 1 to know"
+    assert lines[-1] == "1 thing wrong, 1 notice"
     assert "\x1b[31m✗" in as_text(findings, width=60, is_colored=True)
 
 

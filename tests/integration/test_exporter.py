@@ -633,6 +633,8 @@ def test_a_page_that_cannot_be_made_refreshes_itself(tmp_path: Path, settings: P
 
 def test_a_directory_that_others_could_write(headless: Headless, exporter: Exporter) -> None:
     """A state directory that everybody may write is not trusted: `up` is 0, and the answers say what to run."""
+    for ending in (".lock", ".queue"):
+        (headless.directory / f"x{ending}").touch(mode=0o600)
     headless.directory.chmod(0o777)
     assert exporter.series()["up"] == 0
     answer, body = exporter.get("/api/v1/status")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import stat
 import subprocess
 import tempfile
@@ -479,6 +480,24 @@ def test_list_for_people(package: Package) -> None:
     command = told.rpartition("To guard what is marked: maintlock guard ")[2].split()
     package.told(*command)
     assert "look heavy" not in package.told("--list").splitlines()[0]
+
+
+def test_what_is_suggested_can_be_done(package: Package) -> None:
+    """What `guard` would refuse is no part of the command that is suggested for the rest, and its reason is told."""
+    package.configure('[tasks.kbSync]\nnpm_script = "other"\n')
+    scripts = {"dump": "echo $1", "ai:backup": "node b.mjs", "a b sync": "x", "a-b-sync": "x", "kbSync": "x"}
+    package.write(json.dumps({"scripts": scripts}))
+
+    told = package.told("--list")
+
+    assert "! dump cannot be guarded as it is: uses $1, which npm leaves empty; put it into a file of its own" in told
+    assert "! a-b-sync cannot be guarded as it is: task a-b-sync would be two scripts, a b sync and a-b-sync;" in told
+    assert "! kbSync cannot be guarded as it is: task kbSync is script other in" in told
+    assert listed(package)["dump"]["refusal"].startswith("uses $1") and listed(package)["dump"]["left_out"]
+    (command,) = [line for line in told.splitlines() if line.startswith("To guard the others that are marked: ")]
+    words = shlex.split(command.partition(": maintlock guard ")[2])
+    assert words == ["ai:backup", "a b sync"]
+    package.told(*words)
 
 
 def test_list_knows_the_configuration(package: Package) -> None:

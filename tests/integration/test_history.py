@@ -93,6 +93,17 @@ def test_nested_work_names_its_parent(lock: Lock) -> None:
     assert "in primary-dev-sync" in show(lock)
 
 
+def test_people_see_how_joined_jobs_ended(lock: Lock) -> None:
+    """The table has the result of a joined job beside its exit code; the rows for programs have no outcome for it."""
+    script = f"{WRAP} -t bad -- sh -c 'exit 3'; {WRAP} -t good -- true"
+    lock.wrap("-t", "outer", "--", "sh", "-c", script)
+    for _ in range(2):
+        ends = {line.split()[3]: line.rstrip() for line in show(lock).splitlines() if "nested_finished" in line}
+        assert ends["bad"].endswith("failed (3)") and ends["good"].endswith("completed")
+        assert {row["outcome"] for row in lock.history(event="nested_finished")} == {None}
+        settle(lock)
+
+
 def test_end_that_its_wrapper_could_not_tell(lock: Lock) -> None:
     """An end that stands in the lock's line is told although the events of its wrapper are lost."""
     lock.wrap("-t", "kbSync", "--", "true")

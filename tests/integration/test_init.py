@@ -217,6 +217,16 @@ def test_without_npm(tmp_path: Path) -> None:
     assert "# [tasks.backup]" in printed
 
 
+def test_what_cannot_be_guarded_is_not_suggested(place: Path) -> None:
+    """The command that is suggested leaves out what `guard` would refuse, and the reason is told."""
+    (place / "package.json").write_text(
+        json.dumps({"scripts": {"dump": "echo $1", "ai:backup": "x"}}), encoding="utf-8"
+    )
+    told = init(place).stdout
+    assert told.endswith("\nnext: maintlock guard ai:backup\n")
+    assert "note: dump cannot be guarded as it is: uses $1, which npm leaves empty" in told
+
+
 def test_broken_package(place: Path) -> None:
     """A broken `package.json` is said, and nothing is written."""
     (place / "package.json").write_text("{", encoding="utf-8")

@@ -62,7 +62,7 @@ def test_six_heavy_tasks_run_one_after_the_other(o: Orchestration) -> None:
     ("first", "second"), [("backup", "kbSync"), ("primary-dev-sync", "kbSync"), ("dream", "summary")]
 )
 def test_a_pair_across_polls(o: Orchestration, first: str, second: str) -> None:
-    """A task that falls due while another runs is held back over many polls, and starts at the first one after (R4, R11)."""
+    """A task that falls due while another runs is held back over many polls, and starts at the first one after (R4, R11, R15)."""
     o.configure(o.task(first))
     o.start()
     o.until_began(first)

@@ -543,6 +543,8 @@ def test_places_by_option_and_configuration(lock: Lock, tmp_path: Path) -> None:
 def test_refused_where_others_may_write(lock: Lock, command: str) -> None:
     """A state directory that everybody may write is refused, with the command that mends it."""
     lock.directory.mkdir()
+    for ending in (".lock", ".queue"):
+        (lock.directory / f"x{ending}").touch(mode=0o600)
     lock.directory.chmod(0o777)
     done = show(lock, command, "--json")
     assert (done.returncode, done.stdout) == (77, "")

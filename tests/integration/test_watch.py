@@ -171,6 +171,16 @@ def test_off_a_terminal_it_prints_again(lock: Lock) -> None:
     assert "\x1b" not in out
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_exit_code_is_that_of_the_last_look(lock: Lock, number: signal.Signals) -> None:
+    """With --exit-code, who leaves is told the state that was shown last; a signal that ends it counts more."""
+    lock.hold("kbSync")
+    watch = lock.start("status", "--watch", "--exit-code", program=MAINTLOCK)
+    watch.until_line("held by  kbSync")
+    watch.signal(number)
+    assert watch.end()[0] == (1 if number == signal.SIGINT else 128 + number)
+
+
 def test_a_plain_terminal_is_not_drawn_on(lock: Lock, open_shell: Opened) -> None:
     """On a terminal that can do nothing each look is printed below the one before."""
     terminal = open_shell()
@@ -193,7 +203,7 @@ def test_a_reader_that_leaves_ends_it(lock: Lock) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--watch", "--json"), ("--watch", "--exit-code"), ("--interval", "1s"), ("--watch", "--interval", "0")],
+    [("--watch", "--json"), ("--interval", "1s"), ("--watch", "--interval", "0")],
 )
 def test_what_does_not_go_together(lock: Lock, arguments: tuple[str, ...]) -> None:
     """Options that cannot be meant together are usage errors."""

@@ -49,14 +49,14 @@ def decide(
 
 @pytest.mark.parametrize(("first", "second"), PAIRS)
 def test_a_pair_in_one_pass(first: str, second: str) -> None:
-    """Of two heavy tasks that are due in one pass the more overdue one starts, and the other stands back for it (R4)."""
+    """Of two heavy tasks that are due in one pass the more overdue one starts, and the other stands back for it (R4, R15)."""
     found = decide(late(second, 1.0), late(first, 2.0))
     assert found == {first: None, second: Gate(reason_code="backpressure", blocked_by=first)}
 
 
 @pytest.mark.parametrize(("first", "second"), PAIRS)
 def test_a_pair_across_passes(first: str, second: str) -> None:
-    """While one heavy task runs the other stands back in every later pass, and starts in the first one after (R4, R11)."""
+    """While one heavy task runs the other stands back in every later pass, and starts in the first one after (R4, R11, R15)."""
     running = {"heavy-maintenance": gate_of("held", holder=first, source="orchestrator", waiters=[])}
     for intervals in (0.0, 1.0, 50.0):
         found = decide(late(second, intervals), gates=running)

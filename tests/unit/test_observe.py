@@ -477,7 +477,8 @@ def test_records_in_motion_are_looked_at_again(here: Here, monkeypatch: pytest.M
 def test_what_others_may_write_is_refused(here: Here, what: str) -> None:
     """Nothing is believed that everybody may write."""
     here.hold()
-    Path(here.places.directory, "ledger.db").touch(mode=0o600)
+    for name in ("ledger.db", f"{LEASE}.queue"):
+        Path(here.places.directory, name).touch(mode=0o600)
     path = {"directory": here.places.directory, "lock": here.places.lock}.get(what, f"{here.places.directory}/{what}")
     os.chmod(path, 0o777)
     with pytest.raises(RefusedError, match="chmod"):

@@ -42,8 +42,8 @@ BROKEN = {
     "UTF-16": ('{"scripts": {}}'.encode("utf-16"), "not UTF-8"),
     "Latin-1": (b'{"author": "J\xfcrgen"}', "not UTF-8 at byte 13"),
     "deep": (b"[" * 100000, "nested too deeply"),
-    "scripts twice": (b'{"scripts": {}, "scripts": {}}', '"scripts" is there twice'),
-    "scripts of another kind": (b'{"scripts": ["a"]}', '"scripts" is no object'),
+    "scripts twice": (b'{"scripts": {}, "scripts": {}}', '"scripts" appears twice'),
+    "scripts of another kind": (b'{"scripts": ["a"]}', '"scripts" is not an object'),
 }
 STRANGER = 12345
 
@@ -100,9 +100,9 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
 
 
 def test_scripts_that_cannot_be_edited(put: Callable[[str | bytes], str]) -> None:
-    """A script that is no string, or is there twice, is named as such."""
+    """A script that is not a string, or appears twice, is named as such."""
     package = package_json.read(put('{"scripts": {"a": 1, "b": "x", "b": "y", "c": {"d": "e"}, "f": "g"}}'))
-    assert package.odd == {"a": "is no string", "b": "is there twice", "c": "is no string"}
+    assert package.odd == {"a": "is not a string", "b": "appears twice", "c": "is not a string"}
     assert package_json.read(put("{}")).scripts == {}
 
 
@@ -344,7 +344,7 @@ def test_guards_come_off_to_the_byte(script: str, program: str, spelling: int) -
         normal = guarded.found(json.dumps(package_json.decoded(text))[1:-1])
         assert normal is not None
         assert package_json.decoded(normal.raw) == package_json.decoded(inside)
-    assert guarded.through(guarded.through(once, guarded.SHIM), program) == once
+    assert guarded.through_shim(once) == guarded.wrapped(raw, task="T", program=guarded.SHIM)
 
 
 @given(SHELLLIKE)

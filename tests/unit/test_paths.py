@@ -71,11 +71,11 @@ def test_it_is_made_for_us_alone(tmp_path: Path) -> None:
 
 def test_what_is_no_directory_is_refused(tmp_path: Path) -> None:
     """A symlink or a file in its place is refused, with what to do (exit 77)."""
-    (tmp_path / "real").mkdir()
+    used(tmp_path / "real")
     (tmp_path / "link").symlink_to(tmp_path / "real")
     (tmp_path / "file").write_text("")
-    for name, kind in (("link", "a symlink"), ("file", "a file")):
-        with pytest.raises(RefusedError, match=f"{name}: is {kind}, not a directory; run: mv ") as found:
+    for name, kind, says in (("link", "a symlink", "run: mv "), ("file", "a file", "use a directory that is yours")):
+        with pytest.raises(RefusedError, match=f"{name}: is {kind}, not a directory; {says}") as found:
             paths.open_state_directory(str(tmp_path / name))
         assert found.value.exit_code == 77
 
@@ -83,12 +83,32 @@ def test_what_is_no_directory_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("mode", "run"), [(0o777, "chmod go-w"), (0o702, "chmod go-w"), (0o1777, "chmod go-w")])
 def test_a_directory_that_all_may_write_is_refused(tmp_path: Path, mode: int, run: str) -> None:
     """A state directory that everybody may write is refused with the command that mends it, sticky or not."""
-    directory = tmp_path / "it's state"
-    directory.mkdir()
+    directory = used(tmp_path / "it's state")
     directory.chmod(mode)
     with pytest.raises(RefusedError, match=f"everybody may write.*run: {run} '") as found:
         paths.open_state_directory(str(directory))
     assert found.value.exit_code == 77
+
+
+def used(directory: Path) -> Path:
+    """Return a state directory with the files of a lease."""
+    directory.mkdir()
+    for name in ("x.lock", "x.queue"):
+        (directory / name).write_text("")
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("path", "mode", "uid"), [("/tmp", 0o41777, 0), ("/etc", 0o40755, 0), ("/etc/passwd", 0o100644, 0)]
+)
+def test_a_directory_that_is_not_ours_is_left_alone(
+    path: str, mode: int, uid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a directory without a lock file of ours no command is told that would change it, but to use another one."""
+    monkeypatch.setattr(os, "geteuid", lambda: 65534)
+    with pytest.raises(RefusedError, match="use a directory that is yours alone: --state-dir DIR") as found:
+        paths.check_trusted(path, owned(mode, uid=uid), directory=True)
+    assert (found.value.exit_code, found.value.mend) == (77, "")
 
 
 @pytest.mark.parametrize("mode", [0o700, 0o750, 0o755, 0o770])
