@@ -148,7 +148,7 @@ def check_trusted(path: str, found: os.stat_result, *, directory: bool = False, 
     """Refuse what is no regular file (or directory), or what somebody else owns or may write.
 
     Raises:
-        RefusedError: With the command that mends it; for a directory that is no state directory of ours, with the advice to
+        RefusedError: With the command that mends it; for a directory that others use, with the advice to
             use another one.
     """
     expected, is_expected = ("a directory", stat.S_ISDIR) if directory else ("a regular file", stat.S_ISREG)
@@ -163,18 +163,18 @@ def check_trusted(path: str, found: os.stat_result, *, directory: bool = False, 
         wrong, mend = f"group {found.st_gid}, which is not your own, may write to it", ("chmod", "g-w", path)
     else:
         return
-    if directory and not was_used(path):
+    if directory and not is_for_us(path):
         raise RefusedError(f"{path}: {wrong}; {USE_ANOTHER}")
     raise RefusedError(f"{path}: {wrong}", mend=_command(*mend))
 
 
-def was_used(directory: str) -> bool:
-    """Tell whether a directory has a lock file of ours in it: what has none is somebody else's, or nobody's yet."""
+def is_for_us(directory: str) -> bool:
+    """Tell whether a directory is empty, or has a lock file of ours in it: any other one is used by others."""
     try:
         names = set(os.listdir(directory))
     except OSError:
         return False
-    return any(name.endswith(".lock") and f"{name.removesuffix('.lock')}.queue" in names for name in names)
+    return not names or any(name.endswith(".lock") and f"{name.removesuffix('.lock')}.queue" in names for name in names)
 
 
 def check_records(places: Places) -> None:

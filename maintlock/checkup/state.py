@@ -54,7 +54,7 @@ def permissions(facts: Facts) -> Iterable[Finding]:
     except FileNotFoundError:
         yield fine(f"{facts.directory} does not exist yet; the first request makes it")
         return
-    is_ours = paths.was_used(facts.directory)
+    is_ours = paths.is_for_us(facts.directory)
     yield from _judged(facts.directory, found, DIRECTORY_MODE, _another(facts))
     yield from _parents(facts.directory)
     for name, status in sorted(facts.files.items()) if is_ours else ():  # else they are somebody else's
@@ -84,7 +84,7 @@ def _judged(path: str, found: os.stat_result, mode: int, another: str | None = N
         yield problem(
             f"{path}: you may not read and write it", quoted("chmod", "u+rwx" if is_directory else "u+rw", path)
         )
-    elif found.st_mode & 0o077 and (not is_directory or paths.was_used(path)):
+    elif found.st_mode & 0o077 and (not is_directory or paths.is_for_us(path)):
         yield notice(f"{path}: others may read it", quoted("chmod", "go-rwx", path))
 
 

@@ -683,7 +683,7 @@ def test_an_environment_that_leads_elsewhere(lock: Lock, tmp_path: Path) -> None
     assert row["mend"] == f"export MAINTLOCK_STATE_DIR={lock.directory}"
 
 
-def test_the_default_directory_was_used(lock: Lock) -> None:
+def test_the_default_directory_is_for_us(lock: Lock) -> None:
     """That the default directory was used within a week is a notice; the command only looks at it (L9)."""
     default = Path(os.environ["XDG_STATE_HOME"]) / "maintlock"
     env = {name: value for name, value in lock.env().items() if name != "MAINTLOCK_STATE_DIR"}

@@ -20,7 +20,7 @@ def shown(o: Orchestration, command: str, *options: str) -> subprocess.Completed
     )
 
 
-def test_before_anything_was_used(o: Orchestration) -> None:
+def test_before_anything_is_for_us(o: Orchestration) -> None:
     """Where nothing was ever used all is healthy, and looking makes no directory."""
     o.configure(*[o.task(name) for name in HEAVY])
     found = o.health(0)
