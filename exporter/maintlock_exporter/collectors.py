@@ -20,6 +20,7 @@ from prometheus_client.core import (
 
 import maintlock
 from maintlock import entries, marks, states
+from maintlock.orchestrator import cadence
 from maintlock.times import epoch_seconds
 from maintlock_exporter import counters, trees
 from maintlock_exporter.scene import OTHER, SOURCES
@@ -37,9 +38,10 @@ if TYPE_CHECKING:
 
     Collector = Callable[[View], Iterable[Metric]]
     LeaseGauge = tuple[str, str, Callable[[Status], float]]
-    TaskGauge = tuple[str, str, Callable[[TaskSettings, TaskState, Scene], float]]
+    TaskGauge = tuple[str, str, Callable[[TaskSettings, TaskState, View], float]]
 
 STATES = ("free", "held", "orphaned", "unknown")
+LAPSES_AFTER_SECONDS = 86400.0
 Value = TypeVar("Value")
 log = logging.getLogger(__name__)
 
@@ -109,6 +111,15 @@ def of_holder(value: Callable[[Holder], float | None]) -> Callable[[Status], flo
     return lambda status: 0.0 if status["holder"] is None else float(value(status["holder"]) or 0.0)
 
 
+def has_lapsed(task: TaskSettings, state: TaskState, now: float) -> bool:
+    """Tell whether a streak of deferrals is over although the task has not run: nobody schedules it, and nobody tries it any more.
+
+    The orchestrator goes on trying, and tells of a streak once: what it schedules is held back until it runs.
+    """
+    last_at = state.last_deferred_at
+    return last_at is not None and now - last_at > LAPSES_AFTER_SECONDS and not cadence.is_scheduled(task)
+
+
 # name without prefix, help, value
 LEASE_GAUGES: tuple[LeaseGauge, ...] = (
     (
@@ -149,42 +160,42 @@ TASK_GAUGES: tuple[TaskGauge, ...] = (
     (
         "task_interval_seconds",
         "Configured interval, 0 if the task is never due by itself.",
-        lambda task, _state, _scene: task.interval,
+        lambda task, _state, _view: task.interval,
     ),
     (
         "task_registered_timestamp_seconds",
         "When the task was first requested, or when the exporter started if it never was.",
-        lambda _task, state, scene: state.registered_at or scene.started_at,
+        lambda _task, state, view: state.registered_at or view.scene.started_at,
     ),
     (
         "task_last_success_timestamp_seconds",
         "End of the last successful run, 0 if there is none.",
-        lambda _task, state, _scene: state.last_success_at or 0.0,
+        lambda _task, state, _view: state.last_success_at or 0.0,
     ),
     (
         "task_last_run_timestamp_seconds",
         "Start of the last run, 0 if there is none.",
-        lambda _task, state, _scene: state.last_run_at or 0.0,
+        lambda _task, state, _view: state.last_run_at or 0.0,
     ),
     (
         "task_last_run_duration_seconds",
         "Duration of the last run whose duration is known, 0 if there is none.",
-        lambda _task, state, _scene: state.last_run_seconds or 0.0,
+        lambda _task, state, _view: state.last_run_seconds or 0.0,
     ),
     (
         "task_last_run_success",
         "Whether the last run that either succeeded or failed succeeded; one that was stopped did neither.",
-        lambda _task, state, _scene: float(state.has_succeeded),
+        lambda _task, state, _view: float(state.has_succeeded),
     ),
     (
         "task_consecutive_deferrals",
         "Deferrals since the task last ran.",
-        lambda _task, state, _scene: float(state.consecutive_deferrals),
+        lambda _task, state, _view: float(state.consecutive_deferrals),
     ),
     (
         "task_deferred_since_timestamp_seconds",
-        "When the streak of deferrals began, 0 if there is none.",
-        lambda _task, state, _scene: state.deferred_since or 0.0,
+        "When the streak of deferrals began, 0 if there is none; without a schedule it ends a day after the last attempt.",
+        lambda task, state, view: 0.0 if has_lapsed(task, state, view.now) else state.deferred_since or 0.0,
     ),
 )
 
@@ -210,7 +221,7 @@ def collect_tasks(view: View) -> Iterator[Metric]:
         for lease, states_of in known.items():
             for task in scene.configured(lease):
                 state = states_of.get(task, states.TaskState())
-                family.add_metric([lease, task], value(scene.config.tasks[task], state, scene))
+                family.add_metric([lease, task], value(scene.config.tasks[task], state, view))
         yield family
 
 

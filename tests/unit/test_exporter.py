@@ -215,6 +215,24 @@ def test_how_a_task_ran_last(tmp_path: Path) -> None:
     assert seen == [(0, 1), (0, 2), (1, 3), (1, 4), (0, 5), (0, 5)]
 
 
+@pytest.mark.parametrize(
+    ("settings", "is_over"),
+    [("", True), ('interval = "30m"\n', True), ('command = ["x"]\n', True),
+     ('command = ["x"]\ninterval = "30m"\n', False), ('command = ["x"]\ninbox = "new/*"\n', False)],
+)  # fmt: skip
+def test_a_streak_that_nobody_goes_on_with(tmp_path: Path, settings: str, *, is_over: bool) -> None:
+    """A deferral by hand that nobody repeats is no starvation for ever; a task that is scheduled is held back until it runs (L5)."""
+    scene = scene_in(tmp_path, f"[tasks.kbSync]\n{settings}")
+    seen = []
+    for ago in (3 * 86400, 2 * 86400, 80000):
+        at = NOW - ago
+        write(scene, deferred("kbSync", at))
+        name = f'maintlock_task_deferred_since_timestamp_seconds{{lease="{LEASE}",task="kbSync"}}'
+        seen.append(series(exposition(scene))[name])
+    since = NOW - 3 * 86400
+    assert seen == ([0, 0, since] if is_over else [since] * 3)
+
+
 def test_a_failure_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A failing collector is logged when it begins to fail, and when it is over, however often it is scraped (R9, L10)."""
     scene, answers = scene_in(tmp_path), [broken, broken, lambda lease: FREE]
