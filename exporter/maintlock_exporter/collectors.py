@@ -19,11 +19,12 @@ from prometheus_client.core import (
 )
 
 import maintlock
-from maintlock import entries, marks, states
+from maintlock import marks, states
+from maintlock.options import SOURCES
 from maintlock.orchestrator import cadence
 from maintlock.times import epoch_seconds
 from maintlock_exporter import counters, trees
-from maintlock_exporter.scene import OTHER, SOURCES
+from maintlock_exporter.scene import OTHER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -255,7 +256,7 @@ def collect_collisions(view: View) -> Iterator[Metric]:
     kinds_now, errors = read_each(view.scene.leases, read)
     active = gauge("collision_active", "Whether there is a collision of this kind now.", "lease", "kind")
     for lease, kinds in kinds_now.items():
-        for kind in sorted(entries.COLLISION_KINDS):
+        for kind in sorted({*view.scene.kinds(lease), *kinds}):
             active.add_metric([lease, kind], float(kind in kinds))
     yield active
     raise_first(errors)

@@ -1,4 +1,4 @@
-"""The status page: what is so now, and the last day, without JavaScript."""
+"""The status page: the current state and the last day, without JavaScript."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import maintlock
 from maintlock import observe, paths, process, states
 from maintlock.errors import MaintlockError, UnavailableError
 from maintlock.names import DEFAULT_LEASE
+from maintlock.naming import size_text
 from maintlock.redact import printable
 from maintlock.standing import standing
 from maintlock.times import duration_text, epoch_seconds, rfc3339
@@ -40,6 +41,7 @@ MAX_ROWS = 50  # of each list that has no other bound
 REFRESH_SECONDS = 5
 TICKS = 4
 SOON_SECONDS = 1.0
+BAD_SIDECARS = frozenset({"malformed", "unreadable"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +109,11 @@ def troubles(scene: Scene, status: Status, outside: Iterable[Outside], errors: I
     if holder and holder["overdue"]:
         text = f"held longer than its TTL of {duration_text(holder['ttl_seconds'])}; it is not evicted"
         found.append(Trouble(kind="overdue", text=text, since=None, command=stop))
-    if status["sidecar"] in {"malformed", "unreadable"} or (status["state"] == "unknown" and status["detail"]):
+    if status["sidecar"] in BAD_SIDECARS or (status["state"] == "unknown" and status["detail"]):
         text = status["detail"] or f"the sidecar is {status['sidecar']}"
-        found.append(
-            Trouble(kind=status["sidecar"] if holder is None else "unknown", text=text, since=None, command=look)
-        )
+        is_damaged = holder is None and status["sidecar"] in BAD_SIDECARS
+        kind = status["sidecar"] if is_damaged else "unknown"
+        found.append(Trouble(kind=kind, text=text, since=None, command=look))
     return found
 
 
@@ -261,12 +263,6 @@ class Clock:
         return f"{duration_text(late)} late" if late >= SOON_SECONDS else self.distance(at)
 
 
-def _size(size: float | None) -> str:
-    if size is None:
-        return "?"
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
-
-
 @cache
 def _environment() -> Environment:
     environment = Environment(
@@ -276,7 +272,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters.update(printable=printable, duration=duration_text, size=_size)
+    environment.filters.update(printable=printable, duration=duration_text, size=size_text)
     environment.globals.update(
         refresh=REFRESH_SECONDS,
         version=maintlock.__version__,
