@@ -76,8 +76,7 @@ def _run(said: argparse.Namespace) -> int:
     settings = read_config(said)
     directory = paths.state_directory(said.state_dir, os.environ, settings.state_dir)
     scene = Scene(directory=directory, config=settings, started_at=time.time())
-    # For a text file we are started anew each time, and cannot know what the last one has told.
-    watcher = Watcher(scene, was_there=said.textfile is not None)
+    watcher = Watcher(scene)
     if said.once or said.textfile:
         return _tell_once(watcher, said.textfile, is_shown=said.once)
     log_as_json()

@@ -145,11 +145,11 @@ def run(lock: Lock, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_once_prints_the_metrics(lock: Lock, settings: Path) -> None:
-    """`--once` prints what a scrape would get; a state directory that is not there is said, not made."""
+    """`--once` prints what a scrape would get; a state directory that is not there is no fault, and is not made."""
     done = run(lock, "--once", "--config", str(settings))
     found = {family.name: family for family in text_string_to_metric_families(done.stdout)}
     assert (done.returncode, done.stderr) == (0, "")
-    assert found["maintlock_up"].samples[0].value == 0
+    assert found["maintlock_up"].samples[0].value == 1
     assert not lock.directory.exists()
 
 
@@ -555,38 +555,50 @@ def test_a_state_directory_that_goes_and_comes_back(headless: Headless, exporter
 
 
 def test_the_page_of_a_state_directory_that_is_gone(headless: Headless, exporter: Exporter) -> None:
-    """Without its state directory the page claims nothing, and says what to run; so does one that was never made."""
+    """Without the state directory that it has seen, the page claims nothing, and says what to run."""
     headless.directory.rmdir()
-    never_there = Exporter(started(headless, headless.directory.with_name("maintlock.toml"))[0].port)
-    for asked in (exporter, never_there):
-        answer, body = asked.get("/")
-        text = body.decode()
-        assert answer.status == 200
-        assert "does not exist (yet, or any more)" in text and "next: <code>maintlock doctor" in text
-        assert '<span class="pill unknown">unknown</span>' in text and ">free<" not in text
-        for claim in ("Nobody has the lease", "Nobody held it", "Nothing has happened"):
-            assert claim not in text
-        assert b"does not exist (yet, or any more)" in asked.get("/-/ready")[1]
-        assert json.loads(asked.get("/api/v1/status")[1])["state"] == "free", "as `status --json` says"
+    answer, body = exporter.get("/")
+    text = body.decode()
+    assert answer.status == 200
+    assert "state: is gone" in text and "next: <code>maintlock doctor" in text
+    assert '<span class="pill unknown">unknown</span>' in text and ">free<" not in text
+    for claim in ("Nobody has the lease", "Nobody held it", "Nothing has happened"):
+        assert claim not in text
+    assert b"state: is gone" in exporter.get("/-/ready")[1]
+    assert json.loads(exporter.get("/api/v1/status")[1])["state"] == "free", "as `status --json` says"
 
 
 def test_a_state_directory_that_was_never_there(headless: Headless, settings: Path) -> None:
-    """Before the first job has made the state directory all series are at 0, so that no count is missed, and `up` is 0."""
+    """Before the first job has made the state directory all is well, and all series are at 0, so that no count is missed."""
     exporter, _ = started(headless, settings)
     before = exporter.series()
-    assert (before["up"], failed(before), before['runs_total{task="kbSync"}']) == (0, set(), 0)
+    assert (before["up"], failed(before), before['runs_total{task="kbSync"}']) == (1, set(), 0)
+    assert exporter.get("/-/ready")[0].status == 200
+    text = exporter.get("/")[1].decode()
+    assert "Nobody has the lease" in text and '<div class="trouble">' not in text
     assert not headless.directory.exists()
     headless.wrap("-t", "kbSync", "--", "true")
     after = exporter.series()
     assert (after["up"], after['runs_total{task="kbSync"}']) == (1, 1)
     assert after.keys() == before.keys()
+    headless.directory.rename(headless.directory.with_name("away"))
+    gone = exporter.series()
+    assert gone["up"] == 0 and {"tasks", "counters"} <= failed(gone)
 
 
-def test_a_textfile_of_a_state_directory_that_is_gone(lock: Lock, settings: Path, tmp_path: Path) -> None:
-    """What writes text files has no memory: where there is no state directory it tells of no counter."""
+def test_a_state_directory_that_cannot_be_looked_for(tmp_path: Path, settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody can tell whether there is a state directory, it cannot be read: that is no new installation."""
+    scene = Scene(directory=str(tmp_path / "state"), config=config.load(str(settings)), started_at=time.time())
+    monkeypatch.setattr(os, "lstat", Mock(side_effect=PermissionError(13, "Permission denied")))
+    assert Watcher(scene).look().trouble == f"{tmp_path / 'state'}: permission denied"
+
+
+def test_a_textfile_before_the_first_job(lock: Lock, settings: Path, tmp_path: Path) -> None:
+    """What writes text files is started anew each time: where there is no state directory everything is at 0."""
     target = tmp_path / "maintlock.prom"
     assert run(lock, "--textfile", str(target), "--config", str(settings)).returncode == 0
-    assert "\nmaintlock_up 0.0\n" in target.read_text() and "\nmaintlock_runs_total" not in target.read_text()
+    runs = f'\nmaintlock_runs_total{{lease="{LEASE}",task="kbSync"}} 0.0\n'
+    assert "\nmaintlock_up 1.0\n" in target.read_text() and runs in target.read_text()
 
 
 def test_a_job_that_works_on_without_its_state_directory(headless: Headless, exporter: Exporter) -> None:
@@ -598,7 +610,7 @@ def test_a_job_that_works_on_without_its_state_directory(headless: Headless, exp
     assert failed(found) == {"presence", "tasks", "counters", "collisions"}
     text = exporter.get("/")[1].decode()
     assert "works on" in text or "work on" in text
-    assert "does not exist (yet, or any more)" in text
+    assert "state: is gone" in text
     headless.directory.with_name("away").rename(headless.directory)
 
 
