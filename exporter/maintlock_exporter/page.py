@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import maintlock
-from maintlock import observe, paths, process, states
+from maintlock import history, observe, paths, process
 from maintlock.errors import MaintlockError, UnavailableError
 from maintlock.names import DEFAULT_LEASE
 from maintlock.naming import size_text
+from maintlock.orchestrator import health
 from maintlock.redact import printable
-from maintlock.standing import standing
 from maintlock.times import duration_text, epoch_seconds, rfc3339
 from maintlock_exporter import timeline
 from maintlock_exporter.sentences import mood, sentence
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     from maintlock.outside import Outside
     from maintlock.report import Nested, Process, Status
-    from maintlock.standing import Standing
-    from maintlock.states import TaskState
     from maintlock_exporter.scene import Scene
     from maintlock_exporter.timeline import Lane
     from maintlock_exporter.view import View
@@ -70,9 +68,9 @@ class LeaseView:
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """What the ledger knows of one lease: how its tasks stand, the last events, and who held it over the last day."""
+    """What the ledger knows of one lease: how its tasks stand, by name, the last events, and who held it over the last day."""
 
-    standings: list[Standing]
+    tasks: Mapping[str, Mapping[str, Any]]
     events: Sequence[Mapping[str, Any]]
     lanes: list[Lane]
 
@@ -117,20 +115,18 @@ def troubles(scene: Scene, status: Status, outside: Iterable[Outside], errors: I
     return found
 
 
-def standings(scene: Scene, status: Status, tasks: Mapping[str, TaskState], now: float) -> list[Standing]:
-    """Return how the configured tasks of a lease stand."""
-    running = {row["task"] for row in status["nested"]} | ({status["holder"]["task"]} if status["holder"] else set())
-    return [
-        standing(
-            task,
-            tasks.get(name, states.TaskState()),
-            is_running=name in running,
-            now=now,
-            starved_after=scene.config.starved_after,
-        )
-        for name, task in sorted(scene.config.tasks.items())
-        if task.lease == status["lease"]
-    ]
+def read_tasks(view: View, statuses: Mapping[str, Status]) -> dict[str, dict[str, Any]]:
+    """Return how each configured task stands, as `maintlock tasks` tells it, as far as its lease's part of the ledger can be read."""
+    tasks = {}
+    for lease in statuses:
+        try:
+            tasks.update({(lease, name): state for name, state in view.snapshot(lease).tasks.items()})
+        except MaintlockError:
+            continue  # its own part of the page will tell
+    known = history.States(tasks=tasks, collisions={}, present=[])
+    readings = health.readings_of(view.scene.places(DEFAULT_LEASE), statuses, known, now=view.now)
+    found = health.tasks_of(readings, view.scene.config)
+    return {name: found[name] for name in view.scene.config.tasks}
 
 
 def read_status(view: View, lease: str) -> Status:
@@ -162,7 +158,7 @@ def unreadable(scene: Scene, lease: str) -> Status:
     }
 
 
-def read_known(view: View, status: Status) -> Known:
+def read_known(view: View, status: Status, tasks: Mapping[str, Mapping[str, Any]]) -> Known:
     """Return what the ledger knows of a lease; grants are read apart from deferrals, of which there may be thousands.
 
     Raises:
@@ -171,30 +167,25 @@ def read_known(view: View, status: Status) -> Known:
     scene, now, lease = view.scene, view.now, status["lease"]
     if view.directory_trouble is not None:
         raise UnavailableError(view.directory_trouble)
-    tasks = view.snapshot(lease).tasks
+    view.snapshot(lease)
     day = observe.read_history(
         scene.directory, lease=lease, event=timeline.EVENTS, since=now - timeline.DAY_SECONDS, limit=MAX_GRANT_EVENTS
     )
     return Known(
-        standings=standings(scene, status, tasks, now),
+        tasks={name: task for name, task in sorted(tasks.items()) if task["lease"] == lease},
         events=observe.read_history(scene.directory, lease=lease, limit=LAST_EVENTS)[::-1],
         lanes=timeline.lanes(timeline.spans(day, holder=status["holder"], now=now), now=now),
     )
 
 
-def read_lease(view: View, lease: str) -> LeaseView:
+def read_lease(view: View, status: Status, errors: list[str], tasks: Mapping[str, Mapping[str, Any]]) -> LeaseView:
     """Return what the page shows of one lease: what can be read, and what cannot be."""
-    errors = []
+    lease = status["lease"]
     try:
-        status = read_status(view, lease)
-    except MaintlockError as error:
-        status = unreadable(view.scene, lease)
-        errors.append(str(error))
-    try:
-        known, outside = read_known(view, status), view.untold(lease)
+        known, outside = read_known(view, status, tasks), view.untold(lease)
     except MaintlockError as error:
         known, outside = None, [one for one in view.outside() if one.lease == lease]
-        errors.append(str(error))
+        errors = [*errors, str(error)]
     processes = status["holder"]["processes"][:MAX_ROWS] if status["holder"] else []
     stats = [process.read_stat(row["pid"]) for row in processes]
     return LeaseView(
@@ -208,7 +199,15 @@ def read_lease(view: View, lease: str) -> LeaseView:
 
 def read_leases(view: View) -> list[LeaseView]:
     """Return what the page shows of all leases: the default one first, then those in use."""
-    found = [read_lease(view, lease) for lease in view.scene.leases]
+    statuses: dict[str, Status] = {}
+    errors: dict[str, list[str]] = {}
+    for lease in view.scene.leases:
+        try:
+            statuses[lease] = read_status(view, lease)
+        except MaintlockError as error:
+            statuses[lease], errors[lease] = unreadable(view.scene, lease), [str(error)]
+    tasks = read_tasks(view, statuses)
+    found = [read_lease(view, status, errors.get(lease, []), tasks) for lease, status in statuses.items()]
     return sorted(found, key=lambda one: (one.status["lease"] != DEFAULT_LEASE, one.status["state"] == "free"))
 
 
@@ -261,6 +260,15 @@ class Clock:
         """Return how far off the time is at which something is due."""
         late = self.now - at
         return f"{duration_text(late)} late" if late >= SOON_SECONDS else self.distance(at)
+
+    def next_due(self, task: Mapping[str, Any]) -> str:
+        """Return when the orchestrator starts a task next: it starts no other."""
+        at = self.seconds(task["next_due_at"])
+        if not task["scheduled"]:
+            return "by hand"
+        if task["held_back"] and (at is None or at > self.now):
+            return "now"
+        return "inbox" if at is None else self.due(at)
 
 
 @cache

@@ -17,7 +17,10 @@ OTHER = "other"
 
 @dataclass(frozen=True)
 class Scene:
-    """A state directory and its configuration, as they were when the exporter started. `started_at`: epoch seconds."""
+    """A state directory and its configuration, as it was when the exporter started or was told to read it anew.
+
+    `started_at` is that moment, in epoch seconds.
+    """
 
     directory: str
     config: Config

@@ -24,8 +24,11 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 import maintlock
-from maintlock import config, events, ledger, migrations, pending
+from maintlock import config, events, ledger, migrations, pending, process
 from maintlock.errors import UnavailableError
+from maintlock.orchestrator import record
+from maintlock.orchestrator.health import read_health
+from maintlock.paths import Places
 from maintlock.times import rfc3339
 from maintlock_exporter import page
 from maintlock_exporter.application import Application, hosts_of
@@ -218,12 +221,31 @@ def test_it_stops_cleanly(headless: Headless, settings: Path) -> None:
         assert (code, json.loads(out)["event"]) == (0, "stopped")
 
 
+def test_a_configuration_that_changes(headless: Headless, settings: Path, exporter: Exporter) -> None:
+    """HUP has the configuration read anew, for metrics and page; an invalid one is reported, and the old one stays."""
+    running = exporter.running
+    assert running is not None
+    settings.write_text('[tasks.dream]\ninterval = "1d"\n')
+    running.signal(signal.SIGHUP)
+    running.until_line("reloaded")
+    found = exporter.series()
+    assert 'runs_total{task="dream"}' in found and 'runs_total{task="kbSync"}' not in found
+    assert "<td>dream" in exporter.get("/")[1].decode()
+    settings.write_text("[tasks.dream]\nintervall = 1\n")
+    running.signal(signal.SIGHUP)
+    told = json.loads(running.until_line("config_invalid"))
+    assert "intervall" in told["message"] and exporter.series().keys() == found.keys()
+    running.signal(signal.SIGTERM)
+    assert running.end()[0] == 0
+
+
 def test_it_warns_when_others_can_reach_it(headless: Headless, settings: Path) -> None:
     """Bound elsewhere than to loopback it warns, and answers only the names that it was told."""
     running = headless.start("--listen", ":0", "--allow-host", "BOX", program=EXPORTER, stderr=subprocess.STDOUT)
     warning = json.loads(running.until_line("exposed"))
     found = Exporter(json.loads(running.until_line("listening"))["port"])
     assert (warning["level"], warning["address"]) == ("WARNING", "0.0.0.0")
+    assert "--allow-host" in warning["message"]
     assert [found.get("/-/healthy", Host=name)[0].status for name in ("box:9817", "evil.example")] == [200, 421]
 
 
@@ -586,7 +608,9 @@ def test_a_state_directory_that_was_never_there(headless: Headless, settings: Pa
     assert gone["up"] == 0 and {"tasks", "counters"} <= failed(gone)
 
 
-def test_a_state_directory_that_cannot_be_looked_for(tmp_path: Path, settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_directory_that_cannot_be_looked_for(
+    tmp_path: Path, settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where nobody can tell whether there is a state directory, it cannot be read: that is no new installation."""
     scene = Scene(directory=str(tmp_path / "state"), config=config.load(str(settings)), started_at=time.time())
     monkeypatch.setattr(os, "lstat", Mock(side_effect=PermissionError(13, "Permission denied")))
@@ -687,6 +711,35 @@ def test_the_last_events_are_shown_however_old(headless: Headless, exporter: Exp
     text = exporter.get("/")[1].decode()
     assert text.count("stood back for backup") == 20
     assert "Nobody held it." in text
+
+
+def test_tasks_are_on_the_page_as_health_has_them(tmp_path: Path) -> None:
+    """The page tells of each task what `maintlock tasks` does, what only the orchestrator knows included."""
+    settings, directory = tmp_path / "maintlock.toml", tmp_path / "state"
+    settings.write_text(
+        '[tasks.astray]\ncommand = ["x"]\ninterval = "1h"\n[tasks.held]\ncommand = ["x"]\ninbox = "new/*"\n'
+        '[tasks.manual]\ninterval = "1h"\n[tasks.periodic]\ncommand = ["x"]\ninterval = "1h"\n[tasks.reading]\ncommand = ["x"]\ninbox = "new/*"\n'
+    )
+    with served(directory, settings) as (exporter, _):
+        told = record.Record(
+            identity=process.read_identity(os.getpid()),
+            held={"held": record.Held(reason_code="backpressure", blocked_by="astray", since=time.time() - 60)},
+            troubles={"start:astray": "cannot be started: /nowhere: no such directory"},
+        )
+        assert record.write(str(directory), told)
+        text = exporter.get("/")[1].decode()
+        expected = read_health(Places(directory=str(directory), lease=LEASE), config.load(str(settings)))["tasks"]
+    rows = re.findall(r"<tr><td>(\S+?)</td><td>(.*?)</tr>", text, re.DOTALL)
+    words = {name: re.sub(r"<[^>]*>|\s+", " ", row) for name, row in rows}
+    assert {name: row.split()[0] for name, row in words.items()} == {
+        name: task["state"] for name, task in expected.items()
+    }
+    assert [expected[name]["state"] for name in ("astray", "held")] == ["failing", "deferred"]
+    assert {name: re.findall("<time[^>]*>([^<]*)</time>", row)[-1] for name, row in rows} == {
+        "astray": "now", "held": "now", "manual": "by hand", "periodic": "now", "reading": "inbox",
+    }  # fmt: skip
+    assert all((task["detail"] or "") in words[name] for name, task in expected.items())
+    assert "cannot be started" in words["astray"] and "astray" in words["held"]
 
 
 def test_leases_in_use_come_before_free_ones(headless: Headless, tmp_path: Path) -> None:
