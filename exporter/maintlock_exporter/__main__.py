@@ -110,8 +110,8 @@ def _serve(watcher: Watcher, address: str, port: int, allowed: Sequence[str]) ->
         ) from error
     if not _is_loopback(address):
         log.warning(
-            "listening beyond this machine: anyone who can reach it can read it,"
-            " by the addresses and names that --allow-host gives",
+            "listening beyond this machine: anyone who can reach it can read it;"
+            " allow the names and addresses that it is asked by with --allow-host",
             extra={"event": "exposed", "address": address},
         )
     where = {"address": address, "port": server.server_port, "path": watcher.scene.directory}

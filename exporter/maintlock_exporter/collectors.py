@@ -21,7 +21,6 @@ from prometheus_client.core import (
 import maintlock
 from maintlock import marks, states
 from maintlock.options import SOURCES
-from maintlock.orchestrator import cadence
 from maintlock.times import epoch_seconds
 from maintlock_exporter import counters, trees
 from maintlock_exporter.scene import OTHER
@@ -112,13 +111,14 @@ def of_holder(value: Callable[[Holder], float | None]) -> Callable[[Status], flo
     return lambda status: 0.0 if status["holder"] is None else float(value(status["holder"]) or 0.0)
 
 
-def has_lapsed(task: TaskSettings, state: TaskState, now: float) -> bool:
-    """Tell whether a streak of deferrals is over although the task has not run: nobody schedules it, and nobody tries it any more.
+def has_lapsed(task: TaskSettings, state: TaskState, starved_after: float, now: float) -> bool:
+    """Tell whether a streak of deferrals is over although the task has not run: nothing schedules it, and nobody asks any more.
 
-    The orchestrator goes on trying, and tells of a streak once: what it schedules is held back until it runs.
+    What is scheduled is held back until it runs, and the orchestrator tells of that once.
     """
-    last_at = state.last_deferred_at
-    return last_at is not None and now - last_at > LAPSES_AFTER_SECONDS and not cadence.is_scheduled(task)
+    if state.last_deferred_at is None or task.interval > 0 or task.inbox is not None:
+        return False
+    return now - state.last_deferred_at > max(starved_after, LAPSES_AFTER_SECONDS)
 
 
 # name without prefix, help, value
@@ -196,7 +196,9 @@ TASK_GAUGES: tuple[TaskGauge, ...] = (
     (
         "task_deferred_since_timestamp_seconds",
         "When the streak of deferrals began, 0 if there is none; without a schedule it ends a day after the last attempt.",
-        lambda task, state, view: 0.0 if has_lapsed(task, state, view.now) else state.deferred_since or 0.0,
+        lambda task, state, view: (
+            0.0 if has_lapsed(task, state, view.scene.config.starved_after, view.now) else state.deferred_since or 0.0
+        ),
     ),
 )
 

@@ -24,7 +24,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 import maintlock
-from maintlock import config, events, ledger, migrations, pending, process
+from maintlock import config, events, ledger, migrations, outside, pending, process
 from maintlock.errors import UnavailableError
 from maintlock.orchestrator import record
 from maintlock.orchestrator.health import read_health
@@ -204,8 +204,9 @@ def test_bad_arguments(lock: Lock, code: int, word: str, arguments: list[str]) -
 def test_version_and_help(lock: Lock) -> None:
     """`--version` and `--help` answer and exit 0."""
     assert run(lock, "--version").stdout == f"maintlock-exporter {maintlock.__version__}\n"
+    told = run(lock, "--help").stdout
     for option in ("--listen", "--state-dir", "--config", "--allow-host", "--once", "--textfile"):
-        assert option in run(lock, "--help").stdout
+        assert option in told
 
 
 def test_it_stops_cleanly(headless: Headless, settings: Path) -> None:
@@ -815,6 +816,15 @@ def test_scraping_in_a_loop_defers_nobody(headless: Headless, exporter: Exporter
     assert exporter.series()['deferrals_total{reason="lease-held",task="kbSync"}'] == 0
 
 
+def until_outside(settings: Path, directory: Path, count: int) -> None:
+    """Return when so many heavy processes have been outside the lease for long enough to be told of."""
+    tasks = config.load(str(settings)).tasks.values()
+    until(
+        lambda: len(outside.find(tasks, lambda lease: Places(directory=str(directory), lease=lease))) == count,
+        f"{count} heavy processes to be recognised",
+    )
+
+
 def test_a_heavy_process_outside_the_lease(headless: Headless, tmp_path: Path) -> None:
     """A heavy process past the guard is a collision in metrics and on the page, a guarded one is none (L13, R8)."""
     script = tmp_path / f"heavy.{os.getpid()}.{tmp_path.name}.sh"
@@ -822,15 +832,16 @@ def test_a_heavy_process_outside_the_lease(headless: Headless, tmp_path: Path) -
     settings = tmp_path / "maintlock.toml"
     settings.write_text(f'[tasks.kbSync]\nmatch = "{script.name}"\n')
     headless.start("-t", "kbSync", "--", "sh", str(script), stdin=subprocess.PIPE).until_line("ready")
-    exporter, _ = started(headless, settings)
-    assert exporter.series()['collision_active{kind="unleased_process"}'] == 0
-    headless.start(str(script), program="/bin/sh", stdin=subprocess.PIPE).until_line("ready")
-    found = until(
-        lambda: (now := exporter.series())['collision_active{kind="unleased_process"}'] and now, "the collision"
-    )
-    assert found['collision_active{kind="inherited"}'] == 0
-    text = exporter.get("/")[1].decode()
-    assert "works outside the lease: kbSync (pid" in text and "next: <code>maintlock doctor" in text
+    with served(headless.directory, settings) as (exporter, _):
+        assert exporter.series()['collision_active{kind="unleased_process"}'] == 0
+    culprit = headless.start(str(script), program="/bin/sh", stdin=subprocess.PIPE)
+    culprit.until_line("ready")
+    until_outside(settings, headless.directory, 1)
+    with served(headless.directory, settings) as (exporter, _):
+        found = exporter.series()
+        text = exporter.get("/")[1].decode()
+    assert [found[f'collision_active{{kind="{kind}"}}'] for kind in ("unleased_process", "inherited")] == [1, 0]
+    assert f"works outside the lease: kbSync (pid {culprit.pid})\n<br>next: <code>maintlock doctor" in text
 
 
 @pytest.mark.parametrize(("kind", "count"), [("unleased_process", 1), ("inherited", 2)])
@@ -843,6 +854,7 @@ def test_what_the_orchestrator_has_told_is_told_once(headless: Headless, tmp_pat
     running = [headless.start(str(script), program="/bin/sh", stdin=subprocess.PIPE) for _ in range(count)]
     for one in running:
         one.until_line("ready")
+    until_outside(settings, headless.directory, count)
     subprocess.run([MAINTLOCK, "orchestrate", "--once", "--config", settings], env=headless.env(), check=True)
     exporter, _ = started(headless, settings)
     found = exporter.series()
