@@ -31,12 +31,20 @@ class Browser:
         self._seen = b""
         self._calls = 0
         self.events: list[dict[str, Any]] = []
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session: str | None = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._session: str | None = None
+        self._target: str | None = None
+        self.turn_to_new_page()
+
+    def turn_to_new_page(self) -> None:
+        """Forget the page with what it has told and how it was shown, as a new browser would."""
+        old, self._session = self._target, None
+        self._target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        if old is not None:
+            self.call("Target.closeTarget", targetId=old)
+        self._session = self.call("Target.attachToTarget", targetId=self._target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
-
-    _session = None
+        self.events.clear()
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Give an order, and return its result."""

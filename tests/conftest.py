@@ -50,12 +50,17 @@ def require() -> Callable[[str], str]:
     return require_tool
 
 
-@pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Keep the lease and npm that may run around the tests out of them, and the user's own lock untouched."""
+def forget_surroundings(patch: pytest.MonkeyPatch) -> None:
+    """Keep the lease and npm that may run around the tests out of them."""
     for name in list(os.environ):
         if name.startswith(("MAINTLOCK_", "npm_")):
-            monkeypatch.delenv(name)
+            patch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Keep what may run around the tests out of them, and the user's own lock untouched."""
+    forget_surroundings(monkeypatch)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg-state"))
 
 

@@ -37,16 +37,22 @@ HELD_SECONDS = 41 * 60.0
 CONFIG = """
 [tasks.kbSync]
 npm_script = "ai:sync-kb"
+command = ["npm", "run", "ai:sync-kb"]
 interval = "30m"
 [tasks.summary]
+command = ["npm", "run", "ai:summarize"]
 interval = "10m"
 [tasks.backup]
+command = ["npm", "run", "ai:backup"]
 interval = "1d"
 [tasks.dream]
+command = ["npm", "run", "ai:dream"]
 interval = "6h"
 [tasks.golden-path]
+command = ["npm", "run", "ai:golden-path"]
 interval = "12h"
 [tasks.primary-dev-sync]
+command = ["maintlock", "repo-sync"]
 interval = "10m"
 """
 # How many hours ago it began, how many minutes it took, what, from where, and how it ended.

@@ -10,14 +10,15 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from prometheus_client.exposition import generate_latest
 
 import maintlock
-from maintlock import paths, wholefile
+from maintlock import config, paths, wholefile
 from maintlock.command import Parser, read_config
-from maintlock.errors import UnavailableError, UsageError
+from maintlock.errors import MaintlockError, UnavailableError, UsageError
 from maintlock.logs import log_as_json
 from maintlock.voice import Voice, print_text, report
 from maintlock_exporter.application import Application, hosts_of, registry_for
@@ -35,6 +36,8 @@ STOPPING = (signal.SIGTERM, signal.SIGINT)
 log = logging.getLogger("maintlock_exporter")
 
 EPILOG = """\
+TERM ends it. HUP has the configuration read anew; an invalid one is reported, and the old one stays.
+
 examples:
   maintlock-exporter
   maintlock-exporter --once | grep maintlock_lease_state
@@ -53,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="maintlock-exporter",
-        description="Show Prometheus, and whoever opens the page, who has the lease. It only reads, and never locks.",
+        description="Serve Prometheus metrics and a status page: who has the lease, and what happened. It takes no lease.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -62,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         "--listen", metavar="ADDRESS:PORT", default=DEFAULT_LISTEN, help=f"where to serve ({DEFAULT_LISTEN})"
     )
     parser.add_argument(
-        "--allow-host", metavar="NAME", action="append", default=[], help="a Host header to answer, repeatable"
+        "--allow-host", metavar="NAME", action="append", default=[], help="a further Host header to answer, repeatable"
     )
     parser.add_argument("--state-dir", metavar="DIR", help="where the lock lives")
     parser.add_argument("--config", metavar="FILE", help="maintlock.toml to use, or: none")
@@ -76,8 +79,7 @@ def _run(said: argparse.Namespace) -> int:
     settings = read_config(said)
     directory = paths.state_directory(said.state_dir, os.environ, settings.state_dir)
     scene = Scene(directory=directory, config=settings, started_at=time.time())
-    # For a text file we are started anew each time, and cannot know what the last one has told.
-    watcher = Watcher(scene, was_there=said.textfile is not None)
+    watcher = Watcher(scene)
     if said.once or said.textfile:
         return _tell_once(watcher, said.textfile, is_shown=said.once)
     log_as_json()
@@ -97,7 +99,8 @@ def _tell_once(watcher: Watcher, path: str | None, *, is_shown: bool) -> int:
 
 def _serve(watcher: Watcher, address: str, port: int, allowed: Sequence[str]) -> int:
     """Serve until TERM or INT."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # for all threads: the main one asks for them below
+    awaited = {*STOPPING, signal.SIGHUP}
+    signal.pthread_sigmask(signal.SIG_BLOCK, awaited)  # for all threads: the main one asks for them below
     try:
         server = Server((address, port), Application(watcher, hosts_of(address, allowed)))
     except (OSError, UnicodeError, TypeError) as error:  # of a host's name that none can have
@@ -107,19 +110,33 @@ def _serve(watcher: Watcher, address: str, port: int, allowed: Sequence[str]) ->
         ) from error
     if not _is_loopback(address):
         log.warning(
-            "listening beyond this machine: whoever reaches it can read it",
+            "listening beyond this machine: anyone who can reach it can read it;"
+            " allow the names and addresses that it is asked by with --allow-host",
             extra={"event": "exposed", "address": address},
         )
     where = {"address": address, "port": server.server_port, "path": watcher.scene.directory}
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True).start()
     log.info("listening", extra={"event": "listening", **where})
-    signal.sigwait(STOPPING)
+    while signal.sigwait(awaited) == signal.SIGHUP:
+        _reload(watcher)
     server.shutdown()
     server.server_close()
     server.finish(FINISH_SECONDS)
     watcher.keeper.close()
     log.info("stopped", extra={"event": "stopped"})
     return 0
+
+
+def _reload(watcher: Watcher) -> None:
+    """Read the configuration anew; one that is invalid is reported, and the old one stays, and so does the state directory."""
+    path = watcher.scene.config.path
+    try:
+        settings = config.load(path)
+    except MaintlockError as error:
+        log.error("%s; the old configuration stays", error, extra={"event": "config_invalid"})  # noqa: TRY400  no trace
+        return
+    watcher.watch(replace(watcher.scene, config=settings, started_at=time.time()))
+    log.info("configuration read anew", extra={"event": "reloaded", "config": path})
 
 
 def _is_loopback(address: str) -> bool:

@@ -19,10 +19,11 @@ from prometheus_client.core import (
 )
 
 import maintlock
-from maintlock import entries, marks, states
+from maintlock import marks, states
+from maintlock.options import SOURCES
 from maintlock.times import epoch_seconds
 from maintlock_exporter import counters, trees
-from maintlock_exporter.scene import OTHER, SOURCES
+from maintlock_exporter.scene import OTHER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,9 +38,10 @@ if TYPE_CHECKING:
 
     Collector = Callable[[View], Iterable[Metric]]
     LeaseGauge = tuple[str, str, Callable[[Status], float]]
-    TaskGauge = tuple[str, str, Callable[[TaskSettings, TaskState, Scene], float]]
+    TaskGauge = tuple[str, str, Callable[[TaskSettings, TaskState, View], float]]
 
 STATES = ("free", "held", "orphaned", "unknown")
+LAPSES_AFTER_SECONDS = 86400.0
 Value = TypeVar("Value")
 log = logging.getLogger(__name__)
 
@@ -109,6 +111,16 @@ def of_holder(value: Callable[[Holder], float | None]) -> Callable[[Status], flo
     return lambda status: 0.0 if status["holder"] is None else float(value(status["holder"]) or 0.0)
 
 
+def has_lapsed(task: TaskSettings, state: TaskState, starved_after: float, now: float) -> bool:
+    """Tell whether a streak of deferrals is over although the task has not run: nothing schedules it, and nobody asks any more.
+
+    What is scheduled is held back until it runs, and the orchestrator tells of that once.
+    """
+    if state.last_deferred_at is None or task.interval > 0 or task.inbox is not None:
+        return False
+    return now - state.last_deferred_at > max(starved_after, LAPSES_AFTER_SECONDS)
+
+
 # name without prefix, help, value
 LEASE_GAUGES: tuple[LeaseGauge, ...] = (
     (
@@ -149,42 +161,44 @@ TASK_GAUGES: tuple[TaskGauge, ...] = (
     (
         "task_interval_seconds",
         "Configured interval, 0 if the task is never due by itself.",
-        lambda task, _state, _scene: task.interval,
+        lambda task, _state, _view: task.interval,
     ),
     (
         "task_registered_timestamp_seconds",
         "When the task was first requested, or when the exporter started if it never was.",
-        lambda _task, state, scene: state.registered_at or scene.started_at,
+        lambda _task, state, view: state.registered_at or view.scene.started_at,
     ),
     (
         "task_last_success_timestamp_seconds",
         "End of the last successful run, 0 if there is none.",
-        lambda _task, state, _scene: state.last_success_at or 0.0,
+        lambda _task, state, _view: state.last_success_at or 0.0,
     ),
     (
         "task_last_run_timestamp_seconds",
         "Start of the last run, 0 if there is none.",
-        lambda _task, state, _scene: state.last_run_at or 0.0,
+        lambda _task, state, _view: state.last_run_at or 0.0,
     ),
     (
         "task_last_run_duration_seconds",
         "Duration of the last run whose duration is known, 0 if there is none.",
-        lambda _task, state, _scene: state.last_run_seconds or 0.0,
+        lambda _task, state, _view: state.last_run_seconds or 0.0,
     ),
     (
         "task_last_run_success",
         "Whether the last run that either succeeded or failed succeeded; one that was stopped did neither.",
-        lambda _task, state, _scene: float(state.has_succeeded),
+        lambda _task, state, _view: float(state.has_succeeded),
     ),
     (
         "task_consecutive_deferrals",
         "Deferrals since the task last ran.",
-        lambda _task, state, _scene: float(state.consecutive_deferrals),
+        lambda _task, state, _view: float(state.consecutive_deferrals),
     ),
     (
         "task_deferred_since_timestamp_seconds",
-        "When the streak of deferrals began, 0 if there is none.",
-        lambda _task, state, _scene: state.deferred_since or 0.0,
+        "When the streak of deferrals began, 0 if there is none; without a schedule it ends a day after the last attempt.",
+        lambda task, state, view: (
+            0.0 if has_lapsed(task, state, view.scene.config.starved_after, view.now) else state.deferred_since or 0.0
+        ),
     ),
 )
 
@@ -210,7 +224,7 @@ def collect_tasks(view: View) -> Iterator[Metric]:
         for lease, states_of in known.items():
             for task in scene.configured(lease):
                 state = states_of.get(task, states.TaskState())
-                family.add_metric([lease, task], value(scene.config.tasks[task], state, scene))
+                family.add_metric([lease, task], value(scene.config.tasks[task], state, view))
         yield family
 
 
@@ -244,7 +258,7 @@ def collect_collisions(view: View) -> Iterator[Metric]:
     kinds_now, errors = read_each(view.scene.leases, read)
     active = gauge("collision_active", "Whether there is a collision of this kind now.", "lease", "kind")
     for lease, kinds in kinds_now.items():
-        for kind in sorted(entries.COLLISION_KINDS):
+        for kind in sorted({*view.scene.kinds(lease), *kinds}):
             active.add_metric([lease, kind], float(kind in kinds))
     yield active
     raise_first(errors)

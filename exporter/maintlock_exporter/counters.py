@@ -6,7 +6,8 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from maintlock import entries, tally
-from maintlock_exporter.scene import OTHER, SOURCES
+from maintlock.options import SOURCES
+from maintlock_exporter.scene import OTHER
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping, Sequence
@@ -48,6 +49,8 @@ def totals(
     """Return one counter's values of a lease, by the values of its labels."""
     known = [_known_values(scene, lease, label) for label in labels]
     found = dict.fromkeys(product(*known), 0.0)
+    if labels == ("kind",):  # one that was counted under another configuration keeps its name
+        known = [tuple(entries.COLLISION_KINDS)]
     for values, value in counted.get(f"{name}_total", ()):
         key = tuple(_folded(values.get(label), known[place]) for place, label in enumerate(labels))
         found[key] = found.get(key, 0.0) + value
@@ -76,7 +79,7 @@ def _known_values(scene: Scene, lease: str, label: str) -> tuple[str, ...]:
     return {
         "source": (*SOURCES, OTHER),
         "reason": (*sorted(entries.REASON_CODES), OTHER),
-        "kind": tuple(sorted(entries.COLLISION_KINDS)),
+        "kind": scene.kinds(lease),
     }[label]
 
 

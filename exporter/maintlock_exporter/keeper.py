@@ -31,11 +31,6 @@ class LedgerKeeper:
         self._files: Files = ()
         self._turn = threading.Lock()
 
-    @property
-    def is_open(self) -> bool:
-        """Whether a connection is kept."""
-        return self._db is not None
-
     def keep(self) -> None:
         """Make the connection lead to the files that are in place now; where there are none, or no database, keep none."""
         if not self._turn.acquire(blocking=False):

@@ -1,4 +1,4 @@
-"""The status page: what is so now, and the last day, without JavaScript."""
+"""The status page: the current state and the last day, without JavaScript."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import maintlock
-from maintlock import observe, paths, process, states
+from maintlock import history, observe, paths, process
 from maintlock.errors import MaintlockError, UnavailableError
 from maintlock.names import DEFAULT_LEASE
+from maintlock.naming import size_text
+from maintlock.orchestrator import health
 from maintlock.redact import printable
-from maintlock.standing import standing
 from maintlock.times import duration_text, epoch_seconds, rfc3339
 from maintlock_exporter import timeline
 from maintlock_exporter.sentences import mood, sentence
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
     from maintlock.outside import Outside
     from maintlock.report import Nested, Process, Status
-    from maintlock.standing import Standing
-    from maintlock.states import TaskState
     from maintlock_exporter.scene import Scene
     from maintlock_exporter.timeline import Lane
     from maintlock_exporter.view import View
@@ -40,6 +39,7 @@ MAX_ROWS = 50  # of each list that has no other bound
 REFRESH_SECONDS = 5
 TICKS = 4
 SOON_SECONDS = 1.0
+BAD_SIDECARS = frozenset({"malformed", "unreadable"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +68,9 @@ class LeaseView:
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """What the ledger knows of one lease: how its tasks stand, the last events, and who held it over the last day."""
+    """What the ledger knows of one lease: how its tasks stand, by name, the last events, and who held it over the last day."""
 
-    standings: list[Standing]
+    tasks: Mapping[str, Mapping[str, Any]]
     events: Sequence[Mapping[str, Any]]
     lanes: list[Lane]
 
@@ -107,28 +107,26 @@ def troubles(scene: Scene, status: Status, outside: Iterable[Outside], errors: I
     if holder and holder["overdue"]:
         text = f"held longer than its TTL of {duration_text(holder['ttl_seconds'])}; it is not evicted"
         found.append(Trouble(kind="overdue", text=text, since=None, command=stop))
-    if status["sidecar"] in {"malformed", "unreadable"} or (status["state"] == "unknown" and status["detail"]):
+    if status["sidecar"] in BAD_SIDECARS or (status["state"] == "unknown" and status["detail"]):
         text = status["detail"] or f"the sidecar is {status['sidecar']}"
-        found.append(
-            Trouble(kind=status["sidecar"] if holder is None else "unknown", text=text, since=None, command=look)
-        )
+        is_damaged = holder is None and status["sidecar"] in BAD_SIDECARS
+        kind = status["sidecar"] if is_damaged else "unknown"
+        found.append(Trouble(kind=kind, text=text, since=None, command=look))
     return found
 
 
-def standings(scene: Scene, status: Status, tasks: Mapping[str, TaskState], now: float) -> list[Standing]:
-    """Return how the configured tasks of a lease stand."""
-    running = {row["task"] for row in status["nested"]} | ({status["holder"]["task"]} if status["holder"] else set())
-    return [
-        standing(
-            task,
-            tasks.get(name, states.TaskState()),
-            is_running=name in running,
-            now=now,
-            starved_after=scene.config.starved_after,
-        )
-        for name, task in sorted(scene.config.tasks.items())
-        if task.lease == status["lease"]
-    ]
+def read_tasks(view: View, statuses: Mapping[str, Status]) -> dict[str, dict[str, Any]]:
+    """Return how each configured task stands, as `maintlock tasks` tells it, as far as its lease's part of the ledger can be read."""
+    tasks = {}
+    for lease in statuses:
+        try:
+            tasks.update({(lease, name): state for name, state in view.snapshot(lease).tasks.items()})
+        except MaintlockError:
+            continue  # its own part of the page will tell
+    known = history.States(tasks=tasks, collisions={}, present=[])
+    readings = health.readings_of(view.scene.places(DEFAULT_LEASE), statuses, known, now=view.now)
+    found = health.tasks_of(readings, view.scene.config)
+    return {name: found[name] for name in view.scene.config.tasks}
 
 
 def read_status(view: View, lease: str) -> Status:
@@ -160,7 +158,7 @@ def unreadable(scene: Scene, lease: str) -> Status:
     }
 
 
-def read_known(view: View, status: Status) -> Known:
+def read_known(view: View, status: Status, tasks: Mapping[str, Mapping[str, Any]]) -> Known:
     """Return what the ledger knows of a lease; grants are read apart from deferrals, of which there may be thousands.
 
     Raises:
@@ -169,30 +167,25 @@ def read_known(view: View, status: Status) -> Known:
     scene, now, lease = view.scene, view.now, status["lease"]
     if view.directory_trouble is not None:
         raise UnavailableError(view.directory_trouble)
-    tasks = view.snapshot(lease).tasks
+    view.snapshot(lease)
     day = observe.read_history(
         scene.directory, lease=lease, event=timeline.EVENTS, since=now - timeline.DAY_SECONDS, limit=MAX_GRANT_EVENTS
     )
     return Known(
-        standings=standings(scene, status, tasks, now),
+        tasks={name: task for name, task in sorted(tasks.items()) if task["lease"] == lease},
         events=observe.read_history(scene.directory, lease=lease, limit=LAST_EVENTS)[::-1],
         lanes=timeline.lanes(timeline.spans(day, holder=status["holder"], now=now), now=now),
     )
 
 
-def read_lease(view: View, lease: str) -> LeaseView:
+def read_lease(view: View, status: Status, errors: list[str], tasks: Mapping[str, Mapping[str, Any]]) -> LeaseView:
     """Return what the page shows of one lease: what can be read, and what cannot be."""
-    errors = []
+    lease = status["lease"]
     try:
-        status = read_status(view, lease)
-    except MaintlockError as error:
-        status = unreadable(view.scene, lease)
-        errors.append(str(error))
-    try:
-        known, outside = read_known(view, status), view.untold(lease)
+        known, outside = read_known(view, status, tasks), view.untold(lease)
     except MaintlockError as error:
         known, outside = None, [one for one in view.outside() if one.lease == lease]
-        errors.append(str(error))
+        errors = [*errors, str(error)]
     processes = status["holder"]["processes"][:MAX_ROWS] if status["holder"] else []
     stats = [process.read_stat(row["pid"]) for row in processes]
     return LeaseView(
@@ -206,7 +199,15 @@ def read_lease(view: View, lease: str) -> LeaseView:
 
 def read_leases(view: View) -> list[LeaseView]:
     """Return what the page shows of all leases: the default one first, then those in use."""
-    found = [read_lease(view, lease) for lease in view.scene.leases]
+    statuses: dict[str, Status] = {}
+    errors: dict[str, list[str]] = {}
+    for lease in view.scene.leases:
+        try:
+            statuses[lease] = read_status(view, lease)
+        except MaintlockError as error:
+            statuses[lease], errors[lease] = unreadable(view.scene, lease), [str(error)]
+    tasks = read_tasks(view, statuses)
+    found = [read_lease(view, status, errors.get(lease, []), tasks) for lease, status in statuses.items()]
     return sorted(found, key=lambda one: (one.status["lease"] != DEFAULT_LEASE, one.status["state"] == "free"))
 
 
@@ -260,11 +261,14 @@ class Clock:
         late = self.now - at
         return f"{duration_text(late)} late" if late >= SOON_SECONDS else self.distance(at)
 
-
-def _size(size: float | None) -> str:
-    if size is None:
-        return "?"
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+    def next_due(self, task: Mapping[str, Any]) -> str:
+        """Return when the orchestrator starts a task next: it starts no other."""
+        at = self.seconds(task["next_due_at"])
+        if not task["scheduled"]:
+            return "by hand"
+        if task["held_back"] and (at is None or at > self.now):
+            return "now"
+        return "inbox" if at is None else self.due(at)
 
 
 @cache
@@ -276,7 +280,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters.update(printable=printable, duration=duration_text, size=_size)
+    environment.filters.update(printable=printable, duration=duration_text, size=size_text)
     environment.globals.update(
         refresh=REFRESH_SECONDS,
         version=maintlock.__version__,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from maintlock import entries, marks
 from maintlock.names import DEFAULT_LEASE
 from maintlock.paths import Places
 
@@ -12,12 +13,14 @@ if TYPE_CHECKING:
     from maintlock.config import Config
 
 OTHER = "other"
-SOURCES = ("npm", "orchestrator", "library", "cli")
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A state directory and its configuration, as they were when the exporter started. `started_at`: epoch seconds."""
+    """A state directory and its configuration, as it was when the exporter started or was told to read it anew.
+
+    `started_at` is that moment, in epoch seconds.
+    """
 
     directory: str
     config: Config
@@ -36,6 +39,13 @@ class Scene:
     def tasks(self, lease: str) -> tuple[str, ...]:
         """Return the task labels of one lease: its configured tasks, and the one that stands for all others."""
         return (*self.configured(lease), OTHER)
+
+    def kinds(self, lease: str) -> tuple[str, ...]:
+        """Return the kinds of collision that there can be on a lease: where nothing is recognised, nothing is outside."""
+        is_watched = lease == DEFAULT_LEASE or any(
+            task.heavy and task.match and task.lease == lease for task in self.config.tasks.values()
+        )
+        return tuple(sorted(entries.COLLISION_KINDS if is_watched else entries.COLLISION_KINDS - marks.KINDS))
 
     def label(self, task: str | None, lease: str) -> str:
         """Return the label for a task's name: jobs can bear any name, and each label is a series for ever."""

@@ -86,23 +86,26 @@ class View:
 class Watcher:
     """Looks at a scene, again and again; what is expensive is read less often, and the ledger is kept open.
 
-    If there has never been a state directory, nothing has happened yet, and all counters are 0. If there was one (`was_there`)
-    and it is gone, nothing is known: counters at 0 would look like a reset.
+    As long as we have not seen a state directory, nothing has happened yet: all is well, and all counters are 0. Once we have
+    seen one and it is gone, nothing is known: counters at 0 would look like a reset.
     """
 
-    def __init__(self, scene: Scene, clock: Callable[[], float] = time.time, *, was_there: bool = False) -> None:
-        self.scene = scene
+    def __init__(self, scene: Scene, clock: Callable[[], float] = time.time) -> None:
         self.clock = clock
-        self._was_there = was_there or directory_trouble(scene.directory) is None
         self.keeper = LedgerKeeper(scene.directory)
+        self._was_there = not is_missing(scene.directory)
+        self.watch(scene)
+
+    def watch(self, scene: Scene) -> None:
+        """Look at this from now on; another scene of the same state directory, with a new configuration."""
+        self.scene = scene
         self._outside = Rated(partial(outside.find, scene.config.tasks.values(), scene.places, outside.Watch()))
         self._daemons = Rated(partial(read_daemons, scene))
 
     def look(self) -> View:
         """Return a new view of everything."""
         self.keeper.keep()
-        now, trouble = self.clock(), directory_trouble(self.scene.directory)
-        self._was_there |= trouble is None
+        now, trouble = self.clock(), self._directory_trouble()
         return View(
             scene=self.scene,
             now=now,
@@ -131,9 +134,23 @@ class Watcher:
         Raises:
             UnavailableError: It is gone, or something else is in its place.
         """
-        trouble = directory_trouble(self.scene.directory)
-        if trouble is not None and (self._was_there or os.path.lexists(self.scene.directory)):
+        trouble = self._directory_trouble()
+        if trouble is not None:
             raise UnavailableError(trouble)
+
+    def _directory_trouble(self) -> str | None:
+        """Return what is wrong with the state directory, or None; one that was not made yet is no fault."""
+        self._was_there = self._was_there or not is_missing(self.scene.directory)
+        return directory_trouble(self.scene.directory) if self._was_there else None
+
+
+def is_missing(directory: str) -> bool:
+    """Tell whether there is nothing in the place of a state directory, rather than something that cannot be looked at."""
+    try:
+        os.lstat(directory)
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
+    return False
 
 
 def directory_trouble(directory: str) -> str | None:
@@ -142,7 +159,7 @@ def directory_trouble(directory: str) -> str | None:
     try:
         paths.check_trusted(directory, os.lstat(directory), directory=True)
     except FileNotFoundError:
-        return f"{name}: does not exist (yet, or any more)"
+        return f"{name}: is gone"
     except OSError as error:
         return f"{name}: {(error.strerror or str(error)).lower()}"
     except MaintlockError as error:

@@ -15,6 +15,7 @@ from maintlock import line as line_file
 from maintlock.history import read_states
 from maintlock.ledger import LedgerUnavailable
 from maintlock.model import record as frozen
+from maintlock.model import replace
 from maintlock.orchestrator import record
 from maintlock.orchestrator.taskhealth import Seen, task_health, trouble_of, unconfigured
 from maintlock.paths import Places
@@ -65,10 +66,10 @@ class Readings:
     waiting: frozenset[int]
     is_used: bool
     lost: Mapping[str, Line]
-    collisions: tuple[CollisionReport, ...]
-    dropped: int
-    trouble: str | None
     now: float
+    collisions: tuple[CollisionReport, ...] = ()
+    dropped: int = 0
+    trouble: str | None = None
     bad_config: str | None = None
 
 
@@ -86,26 +87,33 @@ def read_health(places: Places, config: Config, *, bad_config: str | None = None
         states = read_states(places.directory)
     except LedgerUnavailable as error:
         trouble = str(error)
-    told = record.read(places.directory) if is_there else None
     known = unconfigured(states.tasks if states is not None else {}, config)
     leases = {places.lease, *(task.lease for task in (*config.tasks.values(), *known))}
     leases |= states.collisions.keys() if states is not None else set()
     found = {lease: observe.read_status(Places(directory=places.directory, lease=lease), now) for lease in leases}
-    readings = Readings(
+    readings = readings_of(places, found, states, now=now)
+    readings = replace(
+        readings,
+        collisions=tuple(_read_collisions(found.values(), places, config, now)),
+        dropped=pending.dropped(places.directory) if is_there else 0,
+        trouble=trouble,
+        bad_config=bad_config,
+    )
+    return judged(readings, config)
+
+
+def readings_of(places: Places, found: Mapping[str, Status], states: States | None, *, now: float) -> Readings:
+    """Return what tells how tasks stand, from the leases' status by name, the ledger and the orchestrator's record."""
+    return Readings(
         status=found[places.lease],
         states=states,
-        record=told,
+        record=record.read(places.directory),
         running=frozenset(task for status in found.values() for task in _running_in(status)),
         waiting=frozenset(row["pid"] for status in found.values() for row in status["waiters"] if row["pid"]),
         is_used=os.path.lexists(f"{places.directory}/{record.LOCK_FILE}"),
         lost=dict(_read_lost(places.directory, found.values())),
-        collisions=tuple(_read_collisions(found.values(), places, config, now)),
-        dropped=pending.dropped(places.directory) if is_there else 0,
-        trouble=trouble,
         now=now,
-        bad_config=bad_config,
     )
-    return judged(readings, config)
 
 
 def _read_lost(directory: str, statuses: Iterable[Status]) -> Iterable[tuple[str, Line]]:
@@ -142,15 +150,10 @@ def _running_in(status: Status) -> list[str]:
 def judged(readings: Readings, config: Config) -> Health:
     """Return what the readings amount to."""
     orchestrator = _orchestrator(readings)
-    lives = orchestrator["state"] in {"running", "stalled"}
-    told = readings.record if lives else None
+    told = _told_by_a_living(orchestrator, readings)
     troubles = dict(told.troubles) if told is not None else {}
-    known = unconfigured(readings.states.tasks if readings.states is not None else {}, config)
-    tasks = {
-        task.name: task_health(task, _seen(task, readings, config, told))
-        for task in (*(config.tasks[name] for name in sorted(config.tasks)), *known)
-    }
-    is_wanted = lives or orchestrator["state"] == "died"
+    tasks = tasks_of(readings, config)
+    is_wanted = told is not None or orchestrator["state"] == "died"
     daemons = {name: _daemon(name, readings, is_wanted=is_wanted) for name in sorted(config.daemons)}
     bad = [
         *([f"configuration: {readings.bad_config}"] if readings.bad_config is not None else []),
@@ -174,6 +177,20 @@ def judged(readings: Readings, config: Config) -> Health:
         "collisions": list(readings.collisions),
         "orchestrator": orchestrator,
     }
+
+
+def tasks_of(readings: Readings, config: Config) -> dict[str, dict[str, Any]]:
+    """Return how each task stands: the configured ones, then those that only the ledger knows."""
+    told = _told_by_a_living(_orchestrator(readings), readings)
+    known = unconfigured(readings.states.tasks if readings.states is not None else {}, config)
+    return {
+        task.name: task_health(task, _seen(task, readings, config, told))
+        for task in (*(config.tasks[name] for name in sorted(config.tasks)), *known)
+    }
+
+
+def _told_by_a_living(orchestrator: Mapping[str, Any], readings: Readings) -> Record | None:
+    return readings.record if orchestrator["state"] in {"running", "stalled"} else None
 
 
 def _of_lease(status: Status) -> list[str]:

@@ -10,17 +10,25 @@ import pytest
 from maintlock import events, pending
 from tests import story
 from tests.browser import Browser, browser
+from tests.conftest import forget_surroundings, require_tool
 from tests.headless import headless_in
 
 HOSTILE = "</title><script>document.title='pwned'</script><img src=x onerror=\"document.title='pwned'\">'\"\x1b[31m\u202e{{7*7}}"
 PHONE = 390
 
 
-@pytest.fixture
-def page(require: Callable[[str], str], tmp_path: Path) -> Iterator[Browser]:
-    """Give a page in a real browser."""
-    with browser(require("chromium"), tmp_path / "profile") as found:
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Give a real browser for all of them."""
+    with browser(require_tool("chromium"), tmp_path_factory.mktemp("profile")) as found:
         yield found
+
+
+@pytest.fixture
+def page(chromium: Browser) -> Browser:
+    """Give a page of the test's own."""
+    chromium.turn_to_new_page()
+    return chromium
 
 
 @pytest.fixture
@@ -31,13 +39,16 @@ def settings(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def told(tmp_path: Path, settings: Path) -> Iterator[str]:
-    """Give the address of a page that has a whole day to tell."""
-    directory = tmp_path / "state"
-    story.write_day(directory, time.time())
-    with story.held_lock(directory), story.served(directory, settings) as url:
-        yield url
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Give the address of a page that has a whole day to tell, and that all of them only look at."""
+    place = tmp_path_factory.mktemp("told")
+    (place / "maintlock.toml").write_text(story.CONFIG)
+    story.write_day(place / "state", time.time())
+    with pytest.MonkeyPatch.context() as patch:
+        forget_surroundings(patch)  # this is set up before the fixture that does so for each test
+        with story.held_lock(place / "state"), story.served(place / "state", place / "maintlock.toml") as url:
+            yield url
 
 
 def is_wider_than_the_window(page: Browser) -> bool:

@@ -97,18 +97,26 @@ class Story:
         """Return what the queries of a panel give over the whole story, by legend."""
         drawn: Drawn = {}
         for target in targets:
-            for series in self.range(target["expr"]):
-                labels = series["metric"]
-                legend = re.sub(
-                    r"\{\{(\w+)\}\}", lambda found, labels=labels: labels.get(found[1], ""), target["legendFormat"]
-                )
-                if target["format"] == "table":
-                    legend = ", ".join(labels[name] for name in sorted(labels) if name not in {"instance", "lease"})
-                if len(targets) > 1 and not target["legendFormat"]:
-                    legend = f"{target['refId']}: {legend}"
+            prefix = f"{target['refId']}: " if len(targets) > 1 and not target["legendFormat"] else ""
+            for line, points in self.lines(target):
+                legend = prefix + line
                 assert legend not in drawn, f"two lines are called {legend}"
-                drawn[legend] = [(at, float(value)) for at, value in series["values"] if not math.isnan(float(value))]
+                drawn[legend] = points
         return {legend: points for legend, points in drawn.items() if points}
+
+    def lines(self, target: Mapping[str, Any]) -> list[tuple[str, Points]]:
+        """Return what one query gives over the whole story: legends, several of which may be the same, and points."""
+        found = []
+        for series in self.range(target["expr"]):
+            labels = series["metric"]
+            legend = re.sub(
+                r"\{\{(\w+)\}\}", lambda found, labels=labels: labels.get(found[1], ""), target["legendFormat"]
+            )
+            if target["format"] == "table":
+                legend = ", ".join(labels[name] for name in sorted(labels) if name not in {"instance", "lease"})
+            values = [(at, float(value)) for at, value in series["values"]]
+            found.append((legend, [(at, value) for at, value in values if not math.isnan(value)]))
+        return found
 
     def range(self, expr: str) -> list[dict[str, Any]]:
         """Return an expression's series over the story, as Grafana asks for them with two values chosen for each variable.
@@ -121,7 +129,8 @@ class Story:
             expr = expr.replace(f"${name}", f"({value}|another)")
         expr = re.sub(r"\$__(rate_interval|range)|(?<=\[)5m(?=\])", whole, expr)
         # What is seen once is there until the next look, which follows the sooner the later this one was.
-        answer = get(f"{self.url}/api/v1/query_range", query=expr, start=self.began, end=self.ended + 1, step=0.1)
+        asked = {"query": expr, "start": self.began, "end": self.ended + 1, "step": 0.1}
+        answer = until(lambda: get(f"{self.url}/api/v1/query_range", **asked), expr)
         return list(json.loads(answer)["data"]["result"])
 
 

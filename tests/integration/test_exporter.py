@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -24,8 +24,11 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 import maintlock
-from maintlock import config, events, ledger, migrations, pending
+from maintlock import config, events, ledger, migrations, outside, pending, process
 from maintlock.errors import UnavailableError
+from maintlock.orchestrator import record
+from maintlock.orchestrator.health import read_health
+from maintlock.paths import Places
 from maintlock.times import rfc3339
 from maintlock_exporter import page
 from maintlock_exporter.application import Application, hosts_of
@@ -111,13 +114,6 @@ def started(
     return Exporter(told["port"], running), told
 
 
-@pytest.fixture
-def exporter(headless: Headless, settings: Path) -> Exporter:
-    """Give a running exporter on an existing state directory."""
-    headless.directory.mkdir(mode=0o700)
-    return started(headless, settings)[0]
-
-
 @contextmanager
 def served(directory: Path, settings: Path, **options: Any) -> Iterator[tuple[Exporter, Server]]:
     """Serve from this process, with other bounds."""
@@ -136,6 +132,19 @@ def served(directory: Path, settings: Path, **options: Any) -> Iterator[tuple[Ex
         watcher.keeper.close()
 
 
+@pytest.fixture
+def serve(headless: Headless) -> Iterator[Callable[[Path], Exporter]]:
+    """Give `serve(settings)`: an exporter that runs in this process, which starts much faster than the program."""
+    with ExitStack() as stack:
+        yield lambda settings: stack.enter_context(served(headless.directory, settings))[0]
+
+
+@pytest.fixture
+def exporter(serve: Callable[[Path], Exporter], settings: Path) -> Exporter:
+    """Give an exporter on an existing state directory."""
+    return serve(settings)
+
+
 # The program
 
 
@@ -145,11 +154,11 @@ def run(lock: Lock, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_once_prints_the_metrics(lock: Lock, settings: Path) -> None:
-    """`--once` prints what a scrape would get; a state directory that is not there is said, not made."""
+    """`--once` prints what a scrape would get; a state directory that is not there is no fault, and is not made."""
     done = run(lock, "--once", "--config", str(settings))
     found = {family.name: family for family in text_string_to_metric_families(done.stdout)}
     assert (done.returncode, done.stderr) == (0, "")
-    assert found["maintlock_up"].samples[0].value == 0
+    assert found["maintlock_up"].samples[0].value == 1
     assert not lock.directory.exists()
 
 
@@ -201,8 +210,9 @@ def test_bad_arguments(lock: Lock, code: int, word: str, arguments: list[str]) -
 def test_version_and_help(lock: Lock) -> None:
     """`--version` and `--help` answer and exit 0."""
     assert run(lock, "--version").stdout == f"maintlock-exporter {maintlock.__version__}\n"
+    told = run(lock, "--help").stdout
     for option in ("--listen", "--state-dir", "--config", "--allow-host", "--once", "--textfile"):
-        assert option in run(lock, "--help").stdout
+        assert option in told
 
 
 def test_it_stops_cleanly(headless: Headless, settings: Path) -> None:
@@ -218,12 +228,32 @@ def test_it_stops_cleanly(headless: Headless, settings: Path) -> None:
         assert (code, json.loads(out)["event"]) == (0, "stopped")
 
 
+def test_a_configuration_that_changes(headless: Headless, settings: Path) -> None:
+    """HUP has the configuration read anew, for metrics and page; an invalid one is reported, and the old one stays."""
+    exporter, _ = started(headless, settings)
+    running = exporter.running
+    assert running is not None
+    settings.write_text('[tasks.dream]\ninterval = "1d"\n')
+    running.signal(signal.SIGHUP)
+    running.until_line("reloaded")
+    found = exporter.series()
+    assert 'runs_total{task="dream"}' in found and 'runs_total{task="kbSync"}' not in found
+    assert "<td>dream" in exporter.get("/")[1].decode()
+    settings.write_text("[tasks.dream]\nintervall = 1\n")
+    running.signal(signal.SIGHUP)
+    told = json.loads(running.until_line("config_invalid"))
+    assert "intervall" in told["message"] and exporter.series().keys() == found.keys()
+    running.signal(signal.SIGTERM)
+    assert running.end()[0] == 0
+
+
 def test_it_warns_when_others_can_reach_it(headless: Headless, settings: Path) -> None:
     """Bound elsewhere than to loopback it warns, and answers only the names that it was told."""
     running = headless.start("--listen", ":0", "--allow-host", "BOX", program=EXPORTER, stderr=subprocess.STDOUT)
     warning = json.loads(running.until_line("exposed"))
     found = Exporter(json.loads(running.until_line("listening"))["port"])
     assert (warning["level"], warning["address"]) == ("WARNING", "0.0.0.0")
+    assert "--allow-host" in warning["message"]
     assert [found.get("/-/healthy", Host=name)[0].status for name in ("box:9817", "evil.example")] == [200, 421]
 
 
@@ -555,38 +585,52 @@ def test_a_state_directory_that_goes_and_comes_back(headless: Headless, exporter
 
 
 def test_the_page_of_a_state_directory_that_is_gone(headless: Headless, exporter: Exporter) -> None:
-    """Without its state directory the page claims nothing, and says what to run; so does one that was never made."""
+    """Without the state directory that it has seen, the page claims nothing, and says what to run."""
     headless.directory.rmdir()
-    never_there = Exporter(started(headless, headless.directory.with_name("maintlock.toml"))[0].port)
-    for asked in (exporter, never_there):
-        answer, body = asked.get("/")
-        text = body.decode()
-        assert answer.status == 200
-        assert "does not exist (yet, or any more)" in text and "next: <code>maintlock doctor" in text
-        assert '<span class="pill unknown">unknown</span>' in text and ">free<" not in text
-        for claim in ("Nobody has the lease", "Nobody held it", "Nothing has happened"):
-            assert claim not in text
-        assert b"does not exist (yet, or any more)" in asked.get("/-/ready")[1]
-        assert json.loads(asked.get("/api/v1/status")[1])["state"] == "free", "as `status --json` says"
+    answer, body = exporter.get("/")
+    text = body.decode()
+    assert answer.status == 200
+    assert "state: is gone" in text and "next: <code>maintlock doctor" in text
+    assert '<span class="pill unknown">unknown</span>' in text and ">free<" not in text
+    for claim in ("Nobody has the lease", "Nobody held it", "Nothing has happened"):
+        assert claim not in text
+    assert b"state: is gone" in exporter.get("/-/ready")[1]
+    assert json.loads(exporter.get("/api/v1/status")[1])["state"] == "free", "as `status --json` says"
 
 
 def test_a_state_directory_that_was_never_there(headless: Headless, settings: Path) -> None:
-    """Before the first job has made the state directory all series are at 0, so that no count is missed, and `up` is 0."""
+    """Before the first job has made the state directory all is well, and all series are at 0, so that no count is missed."""
     exporter, _ = started(headless, settings)
     before = exporter.series()
-    assert (before["up"], failed(before), before['runs_total{task="kbSync"}']) == (0, set(), 0)
+    assert (before["up"], failed(before), before['runs_total{task="kbSync"}']) == (1, set(), 0)
+    assert exporter.get("/-/ready")[0].status == 200
+    text = exporter.get("/")[1].decode()
+    assert "Nobody has the lease" in text and '<div class="trouble">' not in text
     assert not headless.directory.exists()
     headless.wrap("-t", "kbSync", "--", "true")
     after = exporter.series()
     assert (after["up"], after['runs_total{task="kbSync"}']) == (1, 1)
     assert after.keys() == before.keys()
+    headless.directory.rename(headless.directory.with_name("away"))
+    gone = exporter.series()
+    assert gone["up"] == 0 and {"tasks", "counters"} <= failed(gone)
 
 
-def test_a_textfile_of_a_state_directory_that_is_gone(lock: Lock, settings: Path, tmp_path: Path) -> None:
-    """What writes text files has no memory: where there is no state directory it tells of no counter."""
+def test_a_state_directory_that_cannot_be_looked_for(
+    tmp_path: Path, settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nobody can tell whether there is a state directory, it cannot be read: that is no new installation."""
+    scene = Scene(directory=str(tmp_path / "state"), config=config.load(str(settings)), started_at=time.time())
+    monkeypatch.setattr(os, "lstat", Mock(side_effect=PermissionError(13, "Permission denied")))
+    assert Watcher(scene).look().trouble == f"{tmp_path / 'state'}: permission denied"
+
+
+def test_a_textfile_before_the_first_job(lock: Lock, settings: Path, tmp_path: Path) -> None:
+    """What writes text files is started anew each time: where there is no state directory everything is at 0."""
     target = tmp_path / "maintlock.prom"
     assert run(lock, "--textfile", str(target), "--config", str(settings)).returncode == 0
-    assert "\nmaintlock_up 0.0\n" in target.read_text() and "\nmaintlock_runs_total" not in target.read_text()
+    runs = f'\nmaintlock_runs_total{{lease="{LEASE}",task="kbSync"}} 0.0\n'
+    assert "\nmaintlock_up 1.0\n" in target.read_text() and runs in target.read_text()
 
 
 def test_a_job_that_works_on_without_its_state_directory(headless: Headless, exporter: Exporter) -> None:
@@ -598,17 +642,17 @@ def test_a_job_that_works_on_without_its_state_directory(headless: Headless, exp
     assert failed(found) == {"presence", "tasks", "counters", "collisions"}
     text = exporter.get("/")[1].decode()
     assert "works on" in text or "work on" in text
-    assert "does not exist (yet, or any more)" in text
+    assert "state: is gone" in text
     headless.directory.with_name("away").rename(headless.directory)
 
 
-def test_one_bad_lease_is_its_own(headless: Headless, tmp_path: Path) -> None:
+def test_one_bad_lease_is_its_own(headless: Headless, serve: Callable[[Path], Exporter], tmp_path: Path) -> None:
     """A lock file that is not trusted costs its own lease, in metrics and on the page, and says what to run."""
     settings = tmp_path / "maintlock.toml"
     settings.write_text(CONFIG + '[tasks.train]\nlease = "gpu"\n')
     headless.hold("kbSync")
     (headless.directory / "gpu.lock").symlink_to(tmp_path / "elsewhere")
-    exporter, _ = started(headless, settings)
+    exporter = serve(settings)
     found = exporter.series()
     assert found["lease_held{}"] == 1 and found['lease_holder_info{source="cli",task="kbSync"}'] == 1
     assert found['runs_total{lease="gpu",task="train"}'] == 0
@@ -679,12 +723,43 @@ def test_the_last_events_are_shown_however_old(headless: Headless, exporter: Exp
     assert "Nobody held it." in text
 
 
-def test_leases_in_use_come_before_free_ones(headless: Headless, tmp_path: Path) -> None:
+def test_tasks_are_on_the_page_as_health_has_them(tmp_path: Path) -> None:
+    """The page tells of each task what `maintlock tasks` does, what only the orchestrator knows included."""
+    settings, directory = tmp_path / "maintlock.toml", tmp_path / "state"
+    settings.write_text(
+        '[tasks.astray]\ncommand = ["x"]\ninterval = "1h"\n[tasks.held]\ncommand = ["x"]\ninbox = "new/*"\n'
+        '[tasks.manual]\ninterval = "1h"\n[tasks.periodic]\ncommand = ["x"]\ninterval = "1h"\n[tasks.reading]\ncommand = ["x"]\ninbox = "new/*"\n'
+    )
+    with served(directory, settings) as (exporter, _):
+        told = record.Record(
+            identity=process.read_identity(os.getpid()),
+            held={"held": record.Held(reason_code="backpressure", blocked_by="astray", since=time.time() - 60)},
+            troubles={"start:astray": "cannot be started: /nowhere: no such directory"},
+        )
+        assert record.write(str(directory), told)
+        text = exporter.get("/")[1].decode()
+        expected = read_health(Places(directory=str(directory), lease=LEASE), config.load(str(settings)))["tasks"]
+    rows = re.findall(r"<tr><td>(\S+?)</td><td>(.*?)</tr>", text, re.DOTALL)
+    words = {name: re.sub(r"<[^>]*>|\s+", " ", row) for name, row in rows}
+    assert {name: row.split()[0] for name, row in words.items()} == {
+        name: task["state"] for name, task in expected.items()
+    }
+    assert [expected[name]["state"] for name in ("astray", "held")] == ["failing", "deferred"]
+    assert {name: re.findall("<time[^>]*>([^<]*)</time>", row)[-1] for name, row in rows} == {
+        "astray": "now", "held": "now", "manual": "by hand", "periodic": "now", "reading": "inbox",
+    }  # fmt: skip
+    assert all((task["detail"] or "") in words[name] for name, task in expected.items())
+    assert "cannot be started" in words["astray"] and "astray" in words["held"]
+
+
+def test_leases_in_use_come_before_free_ones(
+    headless: Headless, serve: Callable[[Path], Exporter], tmp_path: Path
+) -> None:
     """The default lease stands first, then those that somebody has, then the others by name."""
     settings = tmp_path / "maintlock.toml"
     settings.write_text("".join(f'[tasks.t{name}]\nlease = "{name}"\n' for name in ("a-first", "b-second", "z-last")))
     headless.hold("tz-last", "--lease", "z-last")
-    exporter, _ = started(headless, settings)
+    exporter = serve(settings)
     text = exporter.get("/")[1].decode()
     assert re.findall(r'aria-label="lease ([\w-]+)"', text) == [LEASE, "z-last", "a-first", "b-second"]
 
@@ -730,8 +805,9 @@ def test_watching_touches_nothing(headless: Headless, exporter: Exporter) -> Non
     assert list(headless.directory.iterdir()) == []
 
 
-def test_scraping_in_a_loop_defers_nobody(headless: Headless, exporter: Exporter) -> None:
+def test_scraping_in_a_loop_defers_nobody(headless: Headless, settings: Path) -> None:
     """While somebody scrapes without a pause, every attempt to get the free lease gets it."""
+    exporter, _ = started(headless, settings)
     over, scrapes = threading.Event(), []
 
     def scrape() -> None:
@@ -752,6 +828,15 @@ def test_scraping_in_a_loop_defers_nobody(headless: Headless, exporter: Exporter
     assert exporter.series()['deferrals_total{reason="lease-held",task="kbSync"}'] == 0
 
 
+def until_outside(settings: Path, directory: Path, count: int) -> None:
+    """Return when so many heavy processes have been outside the lease for long enough to be told of."""
+    tasks = config.load(str(settings)).tasks.values()
+    until(
+        lambda: len(outside.find(tasks, lambda lease: Places(directory=str(directory), lease=lease))) == count,
+        f"{count} heavy processes to be recognised",
+    )
+
+
 def test_a_heavy_process_outside_the_lease(headless: Headless, tmp_path: Path) -> None:
     """A heavy process past the guard is a collision in metrics and on the page, a guarded one is none (L13, R8)."""
     script = tmp_path / f"heavy.{os.getpid()}.{tmp_path.name}.sh"
@@ -759,19 +844,22 @@ def test_a_heavy_process_outside_the_lease(headless: Headless, tmp_path: Path) -
     settings = tmp_path / "maintlock.toml"
     settings.write_text(f'[tasks.kbSync]\nmatch = "{script.name}"\n')
     headless.start("-t", "kbSync", "--", "sh", str(script), stdin=subprocess.PIPE).until_line("ready")
-    exporter, _ = started(headless, settings)
-    assert exporter.series()['collision_active{kind="unleased_process"}'] == 0
-    headless.start(str(script), program="/bin/sh", stdin=subprocess.PIPE).until_line("ready")
-    found = until(
-        lambda: (now := exporter.series())['collision_active{kind="unleased_process"}'] and now, "the collision"
-    )
-    assert found['collision_active{kind="inherited"}'] == 0
-    text = exporter.get("/")[1].decode()
-    assert "works outside the lease: kbSync (pid" in text and "next: <code>maintlock doctor" in text
+    with served(headless.directory, settings) as (exporter, _):
+        assert exporter.series()['collision_active{kind="unleased_process"}'] == 0
+    culprit = headless.start(str(script), program="/bin/sh", stdin=subprocess.PIPE)
+    culprit.until_line("ready")
+    until_outside(settings, headless.directory, 1)
+    with served(headless.directory, settings) as (exporter, _):
+        found = exporter.series()
+        text = exporter.get("/")[1].decode()
+    assert [found[f'collision_active{{kind="{kind}"}}'] for kind in ("unleased_process", "inherited")] == [1, 0]
+    assert f"works outside the lease: kbSync (pid {culprit.pid})\n<br>next: <code>maintlock doctor" in text
 
 
 @pytest.mark.parametrize(("kind", "count"), [("unleased_process", 1), ("inherited", 2)])
-def test_what_the_orchestrator_has_told_is_told_once(headless: Headless, tmp_path: Path, kind: str, count: int) -> None:
+def test_what_the_orchestrator_has_told_is_told_once(
+    headless: Headless, serve: Callable[[Path], Exporter], tmp_path: Path, kind: str, count: int
+) -> None:
     """Heavy processes that the orchestrator has told of are one collision, in metrics and on the page (L13, R8)."""
     script = tmp_path / f"heavy.{os.getpid()}.{tmp_path.name}.sh"
     script.write_text("echo ready; read x\n")
@@ -780,8 +868,9 @@ def test_what_the_orchestrator_has_told_is_told_once(headless: Headless, tmp_pat
     running = [headless.start(str(script), program="/bin/sh", stdin=subprocess.PIPE) for _ in range(count)]
     for one in running:
         one.until_line("ready")
+    until_outside(settings, headless.directory, count)
     subprocess.run([MAINTLOCK, "orchestrate", "--once", "--config", settings], env=headless.env(), check=True)
-    exporter, _ = started(headless, settings)
+    exporter = serve(settings)
     found = exporter.series()
     assert {name for name, value in found.items() if name.startswith("collision_active") and value} == {
         f'collision_active{{kind="{kind}"}}'
@@ -791,24 +880,26 @@ def test_what_the_orchestrator_has_told_is_told_once(headless: Headless, tmp_pat
     assert all(f"kbSync (pid {one.pid})" in text for one in running)
 
 
-def test_daemons(headless: Headless, tmp_path: Path) -> None:
+def test_daemons(headless: Headless, serve: Callable[[Path], Exporter], tmp_path: Path) -> None:
     """A configured daemon that runs is up, whoever started it, and one that does not is down (R5)."""
     settings, mark = tmp_path / "maintlock.toml", str(tmp_path)
     settings.write_text(
         f'[daemons.chroma]\ncommand = ["{sys.executable}", "-c", "input()", "{mark}"]\n[daemons.mlx]\ncommand = ["{mark}"]\n'
     )
     headless.start("-c", "input()", mark, program=sys.executable, stdin=subprocess.PIPE)
-    exporter, _ = started(headless, settings)
+    exporter = serve(settings)
     found = exporter.series()
     assert (found['daemon_up{daemon="chroma"}'], found['daemon_up{daemon="mlx"}']) == (1, 0)
 
 
-def test_a_daemon_that_has_become_another_program(headless: Headless, tmp_path: Path) -> None:
+def test_a_daemon_that_has_become_another_program(
+    headless: Headless, serve: Callable[[Path], Exporter], tmp_path: Path
+) -> None:
     """A daemon that the orchestrator has started is up whatever its command line has become, as under npx (R5)."""
     settings = tmp_path / "maintlock.toml"
     settings.write_text('[daemons.chroma]\ncommand = ["sh", "-c", "exec sleep 100000"]\n')
     subprocess.run([MAINTLOCK, "orchestrate", "--once", "--config", settings], env=headless.env(), check=True)
-    exporter, _ = started(headless, settings)
+    exporter = serve(settings)
     assert exporter.series()['daemon_up{daemon="chroma"}'] == 1
 
 

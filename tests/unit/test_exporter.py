@@ -20,6 +20,7 @@ from maintlock import config, events, history, ledger, marks, observe, process
 from maintlock.errors import UnavailableError
 from maintlock.history import Snapshot
 from maintlock.model import replace
+from maintlock.names import own_lease
 from maintlock.outside import Outside
 from maintlock.process import Stat
 from maintlock.report import Status
@@ -92,7 +93,12 @@ def deferred(task: str, at: float, **more: Any) -> dict[str, Any]:
     )
 
 
-def exposition(scene: Scene, status: Callable[[str], Status] = lambda lease: FREE, **more: Any) -> str:
+def free(lease: str) -> Status:
+    """Return the status of a lease that nobody has."""
+    return {**FREE, "lease": lease}
+
+
+def exposition(scene: Scene, status: Callable[[str], Status] = free, **more: Any) -> str:
     """Return what is exposed, as Prometheus reads it; the clock of the collectors stands still."""
     snapshot = Once(lambda lease: history.read_snapshot(scene.directory, lease=lease))
     readings = {"status": status, "snapshot": snapshot, "outside": list, "daemons": lambda: {"chroma": True}, **more}
@@ -215,6 +221,23 @@ def test_how_a_task_ran_last(tmp_path: Path) -> None:
     assert seen == [(0, 1), (0, 2), (1, 3), (1, 4), (0, 5), (0, 5)]
 
 
+@pytest.mark.parametrize(
+    ("settings", "is_over"),
+    [("", True), ('command = ["x"]\n', True), ('interval = "30m"\n', False), ('inbox = "new/*"\n', False)],
+)  # fmt: skip
+def test_a_streak_that_nobody_goes_on_with(tmp_path: Path, settings: str, *, is_over: bool) -> None:
+    """A deferral by hand that nobody repeats is no starvation for ever; a task that is scheduled is held back until it runs (L5)."""
+    scene = scene_in(tmp_path, f"[tasks.kbSync]\n{settings}")
+    seen = []
+    for ago in (3 * 86400, 2 * 86400, 80000):
+        at = NOW - ago
+        write(scene, deferred("kbSync", at))
+        name = f'maintlock_task_deferred_since_timestamp_seconds{{lease="{LEASE}",task="kbSync"}}'
+        seen.append(series(exposition(scene))[name])
+    since = NOW - 3 * 86400
+    assert seen == ([0, 0, since] if is_over else [since] * 3)
+
+
 def test_a_failure_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A failing collector is logged when it begins to fail, and when it is over, however often it is scraped (R9, L10)."""
     scene, answers = scene_in(tmp_path), [broken, broken, lambda lease: FREE]
@@ -234,11 +257,13 @@ def test_a_failure_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     )
 
 
-def test_hostile_names_make_no_series(tmp_path: Path) -> None:
-    """With 30 configured tasks and 1,000 names that nobody configured there are at most 4,000 series, and no strange label."""
-    scene = scene_in(tmp_path, "".join(f'[tasks.task{number:02}]\ninterval = "1h"\n' for number in range(30)))
+@pytest.mark.parametrize(("light", "names"), [(0, 1000), (30, 100)])
+def test_hostile_names_make_no_series(tmp_path: Path, light: int, names: int) -> None:
+    """With 30 tasks, heavy or not, and 1,000 names that nobody configured there are at most 4,000 series, and no strange label."""
+    tables = [f'[tasks.task{number:02}]\ninterval = "1h"\nmatch = "task{number:02}.mjs"\n' for number in range(30)]
+    scene = scene_in(tmp_path, "heavy = false\n".join([*tables[:light], "".join(tables[light:])]))
     before = series(exposition(scene))
-    for number in range(1000):
+    for number in range(names):
         name = f"evil{number}" if number % 2 else f'"}}\n{number}\N{RIGHT-TO-LEFT OVERRIDE}' + "x" * 300
         write(scene, *run(name, NOW - 9000, 1.0, "failed", f"id{number}", source=name))
         write(scene, deferred(name, NOW, blocked_by=name, reason_code=name))
@@ -250,8 +275,21 @@ def test_hostile_names_make_no_series(tmp_path: Path) -> None:
     after = series(exposition(scene))
     assert after.keys() == before.keys()
     assert len(after) <= 4000
-    assert after[f'maintlock_runs_total{{lease="{LEASE}",task="other"}}'] == 1000
-    assert after[f'maintlock_deferrals_total{{lease="{LEASE}",reason="other",task="other"}}'] == 1000
+    assert after[f'maintlock_runs_total{{lease="{LEASE}",task="other"}}'] == names
+    assert after[f'maintlock_deferrals_total{{lease="{LEASE}",reason="other",task="other"}}'] == names
+
+
+def test_a_collision_of_another_configuration(tmp_path: Path) -> None:
+    """On the lease of a task that is not heavy nothing is looked for; what was counted there before keeps its name."""
+    scene = scene_in(tmp_path, '[tasks.light]\nheavy = false\nmatch = "light.mjs"\n')
+    lease = own_lease("light")
+    name = f'maintlock_collisions_total{{kind="unleased_process",lease="{lease}"}}'
+    assert [kind for kind in series(exposition(scene)) if "_collision" in kind and f'"{lease}"' in kind] == [
+        f'maintlock_collisions_total{{kind="lockfile_replaced",lease="{lease}"}}',
+        f'maintlock_collision_active{{kind="lockfile_replaced",lease="{lease}"}}',
+    ]
+    write(scene, events.new("collision", at=NOW, lease=lease, task="light", reason_code="unleased_process"))
+    assert series(exposition(scene))[name] == 1
 
 
 def test_a_task_that_is_called_other(tmp_path: Path) -> None:
@@ -441,10 +479,10 @@ def test_the_ledger_is_kept_open(tmp_path: Path) -> None:
     write(scene, *run("kbSync", NOW, 1.0, "completed", "a"))
     keeper = LedgerKeeper(scene.directory)
     keeper.keep()
-    assert not keeper.is_open, "there is no ledger yet"
+    assert keeper._db is None, "there is no ledger yet"
     assert not wal_after_a_writer(directory)
     keeper.keep()
-    assert keeper.is_open
+    assert keeper._db is not None
     assert wal_after_a_writer(directory)
     keeper.close()
 
@@ -459,12 +497,12 @@ def test_a_new_ledger_in_the_old_ones_place(tmp_path: Path) -> None:
     for file in directory.iterdir():
         file.unlink()
     keeper.keep()
-    assert not keeper.is_open
+    assert keeper._db is None
     write(scene, *run("kbSync", NOW, 1.0, "completed", "b"))
     with ledger.Ledger(scene.directory) as writer:
         writer.drain(now=NOW)
         keeper.keep()
-        assert keeper.is_open
+        assert keeper._db is not None
         write(scene, *run("backup", NOW, 1.0, "completed", "c"))
         writer.drain(now=NOW)
         assert set(history.read_snapshot(scene.directory, lease=LEASE).tasks) == {"kbSync", "backup"}
@@ -483,7 +521,7 @@ def test_no_ledger_is_kept_where_there_is_none(tmp_path: Path, content: bytes) -
     path.unlink()
     path.mkdir()
     keeper.keep()
-    assert not keeper.is_open
+    assert keeper._db is None
 
 
 def test_a_locked_ledger_is_not_waited_for(tmp_path: Path) -> None:
@@ -495,10 +533,10 @@ def test_a_locked_ledger_is_not_waited_for(tmp_path: Path) -> None:
     locker.execute("PRAGMA locking_mode = EXCLUSIVE")
     locker.execute("BEGIN EXCLUSIVE")
     keeper.keep()
-    assert not keeper.is_open
+    assert keeper._db is None
     locker.close()
     keeper.keep()
-    assert keeper.is_open
+    assert keeper._db is not None
     keeper.close()
 
 
@@ -668,6 +706,8 @@ def test_troubles_name_the_command_to_run_next(tmp_path: Path) -> None:
     assert orphaned.command == f"maintlock stop --lease second {there}"
     torn: Status = {**HELD, "holder": None, "sidecar": "malformed", "collisions": []}
     assert [one.kind for one in troubles(scene, torn, [], [])] == ["malformed"]
+    unseen: Status = {**FREE, "state": "unknown", "detail": "no grant is on record, and nothing here tells who has it"}
+    assert [one.kind for one in troubles(scene, unseen, [], [])] == ["unknown"]
 
 
 def test_times_in_words() -> None:
