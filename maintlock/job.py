@@ -112,8 +112,8 @@ class Job:
             self._turn(LOOK_SECONDS)
         self._name_departed()
         if isinstance(self.grant, Lease) and not self.grant.try_exclude_joined():
-            taken = self.watch.lock_in_thread(self.grant.nested_fd)
-            while not taken:
+            joined = self.watch.lock_in_thread(self.grant.nested_fd)
+            while not joined.outcome:
                 self._turn(None)
         return self._ending()
 
@@ -248,10 +248,12 @@ class Job:
         self.kill_at = now + self.settings.grace_seconds
 
     def _pass_on(self, number: int) -> None:
-        if self.status is None and (number in TO_MAIN_ONLY or (self.shares_group and number != signals.TERM)):
-            _send(os.kill, self.pid, number)  # not reaped yet: the pid is still the job's
-        else:
+        is_alive = self.status is None  # not reaped yet: the pid is still the job's
+        is_for_main = number in TO_MAIN_ONLY or (is_alive and self.shares_group and number != signals.TERM)
+        if not is_for_main:
             self._send_to_all(number)
+        elif is_alive:
+            _send(os.kill, self.pid, number)
 
     def _send_to_all(self, number: int) -> None:
         members = self.members.living(self.pid)
