@@ -197,7 +197,7 @@ def _release(block: _Block, outcome: str, history_seconds: float) -> None:
     grant = block.grant
     try:
         if isinstance(grant, Lease):
-            parts.wait(grant, block.reaped_before)
+            parts.wait(grant, reaped_before=block.reaped_before)
     finally:  # also when a signal ends the wait: until they have ended, joined jobs are in the next one's way by themselves
         grant.record_end(grant.release(outcome, 0 if outcome == "completed" else 1))
         _drain(grant.places.directory, history_seconds)
