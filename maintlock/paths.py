@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 APPLICATION = "maintlock"
 PENDING_FILES = ("ledger.pending", "ledger.pending.1", "ledger.pending.2", "ledger.pending.3")
 RECORDS = ("ledger.db", "ledger.db-wal", "ledger.db-shm", *PENDING_FILES, "ledger.dropped")
+OF_ORCHESTRATOR = ("orchestrator.json", "orchestrator.lock")
 _local: set[tuple[str, int]] = set()  # directories, and the devices that they were found on
 NO_DESCRIPTOR_LEFT = frozenset({errno.EMFILE, errno.ENFILE})
 REFUSED_ERRNOS = frozenset({errno.EACCES, errno.EPERM, errno.ELOOP, errno.EISDIR, errno.ENXIO})
@@ -69,7 +70,7 @@ def default_state_directory(environ: Mapping[str, str]) -> str:
         base = environ.get("XDG_STATE_HOME", "")
         found = os.path.join(base if base.strip() else os.path.expanduser("~/.local/state"), APPLICATION)
         if found.startswith("~"):  # a directory of this name below every place we are started in would be many locks
-            raise UnavailableError("no state directory: HOME is not set, and this user has none; say --state-dir DIR")
+            raise UnavailableError("no state directory: HOME is not set, and this user has none; use --state-dir DIR")
         return found
     from platformdirs import user_state_dir
 
@@ -154,11 +155,18 @@ def check_trusted(path: str, found: os.stat_result, *, directory: bool = False, 
         raise RefusedError(
             f"{path}: is {_kind(found.st_mode)}, not {expected}", mend=_command("mv", path, path + ".odd")
         )
+    _check_owner(path, found, root_may_own=root_may_own)
+
+
+def _check_owner(path: str, found: os.stat_result, *, root_may_own: bool = False) -> None:
+    """Refuse what somebody else owns or may write, whatever it is; a symlink has no mode of its own."""
     user = os.geteuid()
     if found.st_uid != user and not (root_may_own and found.st_uid == 0):
         raise RefusedError(
             f"{path}: belongs to uid {found.st_uid}, not to you (uid {user})", mend=_command("chown", str(user), path)
         )
+    if stat.S_ISLNK(found.st_mode):
+        return
     if found.st_mode & stat.S_IWOTH:
         raise RefusedError(f"{path}: everybody may write to it", mend=_command("chmod", "go-w", path))
     if found.st_mode & stat.S_IWGRP and found.st_gid != os.getegid():
@@ -169,18 +177,38 @@ def check_trusted(path: str, found: os.stat_result, *, directory: bool = False, 
 
 
 def check_records(places: Places) -> None:
-    """Refuse to work beside a record that somebody else could have written.
+    """Refuse to work beside a file that somebody else could have written.
+
+    An odd thing in the place of a record is nothing to stop a job for: a sidecar is replaced, a ledger cannot be used.
 
     Raises:
         RefusedError: With the command that mends it.
     """
-    for name in (places.sidecar, *(f"{places.directory}/{name}" for name in RECORDS)):
-        try:
-            found = os.lstat(name)
-        except OSError:
-            continue
-        if name != places.sidecar or stat.S_ISREG(found.st_mode):  # an odd thing in the sidecar's place is replaced
-            check_trusted(name, found)
+    for path in (places.queue, places.nested):
+        if (found := _read_stat(path)) is not None:
+            check_trusted(path, found)
+    for name in (*RECORDS, *OF_ORCHESTRATOR):
+        path = f"{places.directory}/{name}"
+        if (found := _read_stat(path)) is not None:
+            _check_owner(path, found)
+    found = _read_stat(places.sidecar)
+    if found is not None and stat.S_ISREG(found.st_mode):
+        _check_owner(places.sidecar, found)
+
+
+def _read_stat(path: str) -> os.stat_result | None:
+    try:
+        return os.lstat(path)
+    except OSError:
+        return None
+
+
+def working_directory() -> str:
+    """Return the working directory, or `/` where that has been removed."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return "/"
 
 
 def _command(*words: str) -> str:
