@@ -86,8 +86,8 @@ class _Look:
         if self.grant is None:
             return self._of_nobody()
         if self.is_elsewhere:
-            detail = f"the last grant ({self.grant.task}) is of another system or pid namespace"
-            detail = f"{detail}; whether it goes on cannot be seen from here"
+            detail = f"the last grant ({self.grant.task}) belongs to another machine or pid namespace"
+            detail = f"{detail}; whether it is still running cannot be seen from here"
             return self._verdict("unknown", f"{detail}; {self.foreign}" if self.foreign else detail)
         return self._of_dead(self.grant) if self.alive is False else self._of_living(self.grant)
 
@@ -152,12 +152,12 @@ class _Look:
         if lockers:
             return self._by_unknown()
         if None in looks:
-            hides = f"the recorded holder (pid {grant.identity.pid}) lives, and does not let us see what it has open"
+            hides = f"the recorded holder (pid {grant.identity.pid}) is alive, but its open files cannot be inspected"
             return self._verdict("unknown", hides)
         living = self._survivors(grant)
-        lost = f"the recorded holder ({grant.task}, pid {grant.identity.pid}) lives, but has lost the kernel's lock"
+        lost = f"the recorded holder ({grant.task}, pid {grant.identity.pid}) is alive, but has lost the kernel's lock"
         if living:
-            lost = f"{lost}; of its job {_at_work(living)}"
+            lost = f"{lost}; {_at_work(living, 'of its job')}"
         state = "orphaned" if living else "free"
         return replace(self._verdict(state, lost, members=living), sidecar=self._described("stale"), is_passing=True)
 
@@ -188,19 +188,19 @@ class _Look:
             of_job.sort(key=lambda stat: stat.pid)
             carry = "carries" if len(leaked) == 1 else "carry"
             also = f"; outside the job {_named(leaked)} {carry} the lock's descriptor too" if leaked else ""
-            return self._verdict("orphaned", f"{gone}; of its job {_at_work(of_job)}{also}", members=of_job)
+            return self._verdict("orphaned", f"{gone}; {_at_work(of_job, 'of its job')}{also}", members=of_job)
         if leaked:
             only = "only processes outside its job carry the lock's descriptor, which leaked to them"
             return self._verdict("orphaned", f"{gone}; {only}: {_named(leaked)}")
         if self.carried or any(process.read_stat(row.locker) for row in self.rows or ()):
             return self._by_unknown()
         if self.rows:
-            return self._verdict("orphaned", f"{gone}; who carries its lock on cannot be seen from here")
+            return self._verdict("orphaned", f"{gone}; which process still holds its lock cannot be seen from here")
         if self.rows is None:
             return self._verdict("unknown", f"{gone}; the kernel does not show its locks here")
         if self.joined:
             return self._of_joined(gone)
-        return self._free(f"{gone} and left nothing behind that works; the next request cleans up")
+        return self._free(f"{gone} and left no running process behind; the next request cleans up")
 
     def _survivors(self, grant: Line | None) -> list[Stat]:
         leaders = holder.leaders_of(grant, self.fields) if grant is not None else frozenset()
@@ -231,7 +231,7 @@ class _Look:
         if living:
             is_there = os.path.lexists(self.places.directory)
             lost = "there is" if is_there else f"{self.places.directory} was removed: there is"
-            detail = f"{lost} no record of the last grant, and of its job {_at_work(living)}"
+            detail = f"{lost} no record of the last grant, and {_at_work(living, 'of its job')}"
             return self._verdict("orphaned", detail, members=living)
         if self.rows is None:
             return self._verdict("unknown", "no grant is on record, and the kernel does not show its locks here")
@@ -239,7 +239,7 @@ class _Look:
 
     def _of_joined(self, why: str) -> Custody:
         """Return that nothing is left but who has joined, be it only to find out in a moment that there is nothing to join."""
-        detail = f"{why}; of the jobs that joined it {_at_work(self.joined)}"
+        detail = f"{why}; {_at_work(self.joined, 'of the jobs that joined it')}"
         return replace(self._verdict("orphaned", detail, members=self.joined), is_passing=True)
 
     def _free(self, detail: str | None = None) -> Custody:
@@ -250,8 +250,8 @@ class _Look:
         """Return that somebody has the lock who is not on record, be it only for the moment until they are."""
         pids = {row.locker for row in self.rows or ()} | {found.locker or found.pid for found in self.carried}
         stats = [stat for stat in map(process.read_stat, sorted(pids - {0})) if stat is not None]
-        who = f"{_named(stats)} locked it" if stats else "who locked it cannot be seen from here"
-        detail = f"held by an unknown owner: {who} and put nothing on record"
+        who = _named(stats) if stats else "a process that cannot be seen from here"
+        detail = f"held by an unknown owner: {who} holds the lock but left no record"
         return Custody(state="held", sidecar=self._described("stale"), detail=detail, is_passing=True)
 
     def _without_proc(self, why: str) -> Custody:
@@ -288,8 +288,8 @@ def _read_stat(path: str) -> os.stat_result | None:
         return None
 
 
-def _at_work(stats: list[Stat]) -> str:
-    return f"{_named(stats)} {'works' if len(stats) == 1 else 'work'} on"
+def _at_work(stats: list[Stat], of_what: str) -> str:
+    return f"{_named(stats)} {of_what} {'is' if len(stats) == 1 else 'are'} still running"
 
 
 def _named(stats: list[Stat]) -> str:

@@ -280,7 +280,7 @@ class Job:
             self.name_at = None
             self.watch.tell(
                 "leftovers",
-                f"{self.grant.request.task}: its main process has ended, and the lease stays held until these have too: "
+                f"{self.grant.request.task}: its main process has ended; the lease is kept until these processes end too: "
                 + ", ".join(f"{stat.name} (pid {stat.pid})" for stat in leftovers[:12]),
                 pids=[stat.pid for stat in leftovers],
             )
@@ -289,7 +289,7 @@ class Job:
         if self.has_children and self.watch.voice.verbosity > 0 and (departed := self.members.below()):
             self.watch.tell(
                 "departed",
-                f"{self.grant.request.task}: runs on in a session of its own, and does not keep the lease: "
+                f"{self.grant.request.task}: still running in its own session, without keeping the lease: "
                 + ", ".join(f"{stat.name} (pid {stat.pid})" for stat in departed[:12]),
                 verbose=True,
                 pids=[stat.pid for stat in departed],

@@ -5,6 +5,7 @@ If either cannot be written, it is as if nothing had happened, and the job does 
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from maintlock.waiting import Patience
 
 MAX_PATH = 4096
-UNSEEN = "the last grant was in another pid namespace; what may live on of its job cannot be seen from here"
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+UNSEEN = "the last grant was in another pid namespace; any of its processes still running cannot be seen from here"
 
 
 def put_on_record(earlier: Earlier, request: Request, *, waited_seconds: float, patience: Patience) -> Lease:
@@ -49,8 +51,10 @@ def put_on_record(earlier: Earlier, request: Request, *, waited_seconds: float, 
         sidecar.write(places.sidecar, fields, is_first=reading.state != "missing")
     except OSError as error:
         _put_back(earlier.fd, earlier.content)
+        path = places.lock if error.filename is None else os.fsdecode(error.filename)
         raise UnavailableError(
-            f"{places.sidecar}: cannot be put on record: {error.strerror}; the job was not run; see: df {places.directory}"
+            f"{path}: the grant cannot be put on record: {error.strerror}; the job was not run; see: "
+            f"{'df' if error.errno in NO_ROOM else 'ls -ld'} {places.directory}"
         ) from error
     flock.unlock(earlier.nested_fd)
     return Lease(places, request, line, fields, earlier.fd, earlier.nested_fd, inside=earlier.inside)

@@ -129,7 +129,7 @@ def test_the_descriptor_is_locked(lock: Lock) -> None:
     until(lambda: lock.status()["state"] == "orphaned")
 
     assert f"held by survivors of dream (pids {client.pid})" in refusal(lock)
-    assert f"of its job pid {client.pid} (" in lock.status()["detail"]
+    assert f"pid {client.pid} (" in lock.status()["detail"]
     crash(client)
 
     assert refusal(lock) == ""
@@ -143,7 +143,7 @@ def test_the_clients_descriptor_counts_where_the_lock_file_is_replaced(lock: Loc
     until_gone(helper)
     os.unlink(places(lock).lock)
 
-    assert f"of its job pid {client.pid} (" in lock.status()["detail"]
+    assert f"pid {client.pid} (" in lock.status()["detail"]
     assert f"held by survivors of dream (pids {client.pid})" in refusal(lock)
     assert [row["reason_code"] for row in told(lock, event="collision")] == ["lockfile_replaced"]
     crash(client)

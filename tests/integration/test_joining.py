@@ -140,7 +140,7 @@ def test_a_stale_token_is_no_lease(lock: Lock) -> None:
     env = lock.env(MAINTLOCK_HELD=f"{LEASE}:{lease_id}:{os.getsid(0)}", MAINTLOCK_TASK="forged")
     done = lock.wrap("-t", "kbSync", "--", "echo", "ran", env=env)
     assert done.stdout == "ran\n"
-    assert done.stderr == "maintlock: kbSync: the lease of parent that this was started under has ended; asking anew\n"
+    assert done.stderr == "maintlock: kbSync: the lease it was started under (parent) has ended; requesting it again\n"
     row = told(lock, event="token_stale")[0]
     assert (row["task"], row["lease_id"], row["parent_task"]) == ("kbSync", lease_id, "parent")
     assert ends(lock)[2:] == [("kbSync", "released", "completed")]
