@@ -93,9 +93,8 @@ class _Look:
 
     def _is_elsewhere(self, grant: Line) -> bool:
         """Tell whether a grant's processes cannot be seen from here: another pid namespace, or another running kernel."""
-        identity, boot, namespace = grant.identity, process.boot_id(), process.pid_namespace()
-        if identity.boot_id in {"", boot} or not boot:
-            return namespace not in {"", identity.pid_namespace} and bool(identity.pid_namespace)
+        if not process.is_of_other_boot(grant.identity):
+            return process.is_in_other_namespace(grant.identity)
         booted = process.booted_at()
         return self.fields is not None and booted is not None and grant.started_at > booted
 
@@ -122,10 +121,7 @@ class _Look:
     @cached_property
     def joined(self) -> list[Stat]:
         """Who keeps `.nested` locked: jobs that have joined, and whoever carries a descriptor of it on."""
-        found = _read_stat(self.places.nested)
-        pids = {carried.pid for carried in locktable.read_all_carried(self.places.nested) if carried.is_on(found)}
-        stats = [stat for stat in map(process.read_stat, sorted(pids)) if stat is not None]
-        return [stat for stat in stats if not stat.is_dead]
+        return holder.read_locking(self.places.nested)
 
     @cached_property
     def foreign(self) -> UnavailableError | None:

@@ -214,7 +214,7 @@ class Job:
     def _was_continued_too(self) -> bool:
         """Tell whether the shell continued the job along with us; passed on, its CONT might come after the next Ctrl-Z."""
         stat = process.read_stat(self.pid) if self.shares_group else None
-        return stat is not None and stat.state not in "Tt"
+        return stat is not None and not stat.is_stopped
 
     def _take_terminal_back(self) -> None:
         if self.gave_terminal and terminal.foreground_group() == self.pid:
@@ -296,7 +296,8 @@ class Job:
             )
 
     def _ending(self) -> Ending:
-        status = self.status if self.status is not None else 0
+        status = self.status
+        assert status is not None  # the main process has ended, or we would not be here
         died_of = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
         late = signals.ENDING.intersection(self.watch.wait(0))  # the job may have died of it before we looked
         if self.shares_group:

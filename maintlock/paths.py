@@ -203,12 +203,12 @@ def _read_stat(path: str) -> os.stat_result | None:
         return None
 
 
-def working_directory() -> str:
-    """Return the working directory, or `/` where that has been removed."""
+def working_directory(*, gone: str = "/") -> str:
+    """Return the working directory, or `gone` where that has been removed."""
     try:
         return os.getcwd()
     except OSError:
-        return "/"
+        return gone
 
 
 def _command(*words: str) -> str:

@@ -83,7 +83,7 @@ class Wish:
         self.usage = usage
         self.environ = environ
         self.voice = voice
-        self.config: Config = config.load(config.find(said.config, environ, _cwd()))
+        self.config: Config = config.load(config.find(said.config, environ, paths.working_directory()))
         self.settings: TaskSettings | None = self._settings()
         self.task = said.task or (self.settings.name if self.settings else self._npm_task())
         self.lease = said.lease or (self.settings.lease if self.settings else names.DEFAULT_LEASE)
@@ -248,10 +248,3 @@ def read_environ() -> Mapping[str, str]:
 
 def _source(environ: Mapping[str, str]) -> str:
     return "npm" if environ.get("npm_lifecycle_event") or environ.get("npm_execpath") else "cli"
-
-
-def _cwd() -> str:
-    try:
-        return os.getcwd()
-    except OSError:
-        return "/"

@@ -14,7 +14,7 @@ from maintlock import line as line_file
 from maintlock.errors import UnavailableError
 from maintlock.lease import Lease
 from maintlock.model import Line
-from maintlock.paths import PENDING_FILES
+from maintlock.paths import PENDING_FILES, working_directory
 from maintlock.redact import storable
 from maintlock.times import rfc3339
 
@@ -66,7 +66,7 @@ def _tell_of_last_grant(
     if last is not None and last.lease_id == Lease.told_whole and reading.state == "missing":
         return
     told = events.of_last_grant(places.lease, last, reading, beside, now=now)
-    if last is not None and not last.outcome and not _is_visible(last.identity):
+    if last is not None and not last.outcome and _is_unseen(last.identity):
         told.append(
             events.new("survivors", at=now, lease=places.lease, task=last.task, lease_id=last.lease_id, detail=UNSEEN)
         )
@@ -95,8 +95,8 @@ def _new_line(places: Places, request: Request, last: Line | None, beside: Line 
     )
 
 
-def _is_visible(identity: ProcessIdentity) -> bool:
-    return identity.pid_namespace == process.pid_namespace() or identity.boot_id != process.boot_id()
+def _is_unseen(identity: ProcessIdentity) -> bool:
+    return process.is_in_other_namespace(identity) and not process.is_of_other_boot(identity)
 
 
 def _sidecar_fields(places: Places, request: Request, line: Line, waited_seconds: float) -> dict[str, Any]:
@@ -121,18 +121,11 @@ def _sidecar_fields(places: Places, request: Request, line: Line, waited_seconds
         "job_pid": None,
         "job_started_at": None,
         "command": list(request.command),
-        "cwd": storable(_cwd(), MAX_PATH),
+        "cwd": storable(working_directory(gone=""), MAX_PATH),
         "acquired_at": rfc3339(line.started_at),
         "waited_seconds": waited_seconds,
         "ttl_seconds": request.ttl_seconds,
     }
-
-
-def _cwd() -> str:
-    try:
-        return os.getcwd()
-    except OSError:
-        return ""
 
 
 def _put_back(fd: int, before: bytes) -> None:
