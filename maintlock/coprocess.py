@@ -35,7 +35,6 @@ from maintlock.program import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import NoReturn
 
     from maintlock.lease import Joined
     from maintlock.model import ProcessIdentity
@@ -51,10 +50,12 @@ USAGE = f"{HOLD.name} -t NAME"
 UNKNOWN = "unknown"
 
 
-def main(argv: Sequence[str]) -> NoReturn:
-    """Run the program, and end with its exit code."""
-    # At once: what a thread that still waits for the lock might get from now on, nobody would give back.
-    os._exit(at_edge(lambda voice: _run(argv, voice)))
+def main(argv: Sequence[str]) -> int:
+    """Run the program, and return its exit code."""
+    code = at_edge(lambda voice: _run(argv, voice))
+    if signals.Waiter.is_left_behind:  # while the interpreter shuts down, it could not give back what it gets
+        os._exit(code)
+    return code
 
 
 def _run(argv: Sequence[str], voice: Voice) -> int:

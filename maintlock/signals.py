@@ -194,6 +194,8 @@ class Signals:
 class Waiter:
     """A thread in the kernel's queue for a lock. What it gets when nobody wants it any more, it gives back."""
 
+    is_left_behind = False  # one of them may still wait though nobody wants the lock
+
     def __init__(self, fd: int, *, shared: bool, wake_fd: int) -> None:
         self.outcome: list[bool | Exception] = []
         self.is_begun = False
@@ -208,6 +210,7 @@ class Waiter:
         """Want the lock no more; False where there is an outcome already, which stands."""
         with self._deciding:
             self._is_abandoned = not self.outcome
+        Waiter.is_left_behind = Waiter.is_left_behind or self._is_abandoned
         return self._is_abandoned
 
     def run(self) -> None:

@@ -185,6 +185,13 @@ def test_asking_gives_the_flag_back(tmp_path: Path) -> None:
     os.close(two)
 
 
+@pytest.fixture
+def nobody_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have what a test abandons forgotten."""
+    monkeypatch.setattr(signals.Waiter, "is_left_behind", False)
+
+
+@pytest.mark.usefixtures("nobody_left_behind")
 @pytest.mark.parametrize("is_abandoned", [False, True])
 def test_a_waiter_that_is_abandoned_gives_the_lock_back(tmp_path: Path, *, is_abandoned: bool) -> None:
     """A thread that gets the lock after its request was given up frees it, also where others share the open file description."""
@@ -209,6 +216,7 @@ def test_a_waiter_that_is_abandoned_gives_the_lock_back(tmp_path: Path, *, is_ab
         os.close(fd)
 
 
+@pytest.mark.usefixtures("nobody_left_behind")
 def test_a_waiter_that_is_abandoned_before_it_begins(tmp_path: Path) -> None:
     """A thread that has not come to it when its request is given up does not lock at all."""
     ours, other = (flock.open_file(str(tmp_path / "x.lock")) for _ in range(2))
