@@ -213,12 +213,12 @@ def test_a_daemon_of_a_running_job_asks_anew(lock: Lock, script: Scripts, node: 
 @pytest.mark.parametrize(
     "change",
     [
-        {"MAINTLOCK_LEASE_ID": "0" * 32},
         {"MAINTLOCK_HELD": "x"},
-        {"MAINTLOCK_LEASE": "../x"},
+        {"MAINTLOCK_HELD": f"heavy-maintenance:{'0' * 32}:SESSION"},
+        {"MAINTLOCK_HELD": "../x:ab:SESSION"},
         {"MAINTLOCK_STATE_DIR": "none"},
     ],
-    ids=lambda change: next(iter(change)),
+    ids=["no grant", "another grant", "a path", "another directory"],
 )
 def test_a_token_that_is_not_whole_is_not_believed(
     lock: Lock, script: Scripts, node: str, change: dict[str, str], tmp_path: Path
@@ -227,7 +227,9 @@ def test_a_token_that_is_not_whole_is_not_believed(
     other = {name: str(tmp_path / value) if name == "MAINTLOCK_STATE_DIR" else value for name, value in change.items()}
     words = [f"{name}={value}" for name, value in other.items()]
 
-    done = run(lock, WRAP, "-t", "backup", "--", "env", *words, node, script("console.log(process.ppid);\n"))
+    guarded = 'here=$(cut -d" " -f6 /proc/self/stat); exec env "$(echo "$1" | sed "s/SESSION/$here/")" "$2" "$3"'
+    path = script("console.log(process.ppid);\n")
+    done = run(lock, WRAP, "-t", "backup", "--", "sh", "-c", guarded, "sh", *words, node, path)
 
     (acquired, *_) = lock.history(event="acquired")
     assert done.returncode == 0, done.stderr
