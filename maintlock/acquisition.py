@@ -109,10 +109,10 @@ class _Acquisition:
                 parent_task=parent,
             )
             pending.append(self.places.directory, [stale])
-            inside = f" of {parent}" if parent else ""
+            inside = f" ({parent})" if parent else ""
             self.patience.tell(
                 "token_stale",
-                f"{self.request.task}: the lease{inside} that this was started under has ended; asking anew",
+                f"{self.request.task}: the lease it was started under{inside} has ended; requesting it again",
             )
         return joined
 

@@ -197,7 +197,7 @@ def _release(block: _Block, outcome: str, history_seconds: float) -> None:
     grant = block.grant
     try:
         if isinstance(grant, Lease):
-            parts.wait(grant, block.reaped_before)
+            parts.wait(grant, reaped_before=block.reaped_before)
     finally:  # also when a signal ends the wait: until they have ended, joined jobs are in the next one's way by themselves
         grant.record_end(grant.release(outcome, 0 if outcome == "completed" else 1))
         _drain(grant.places.directory, history_seconds)
@@ -227,7 +227,7 @@ def _drain_now(directory: str) -> None:
 
 def _read_config() -> Config:
     """Return the configuration; where it is found is looked for once a second at most, whether it has changed each time."""
-    place, now = (_cwd(), os.environ.get(config.VARIABLE)), time.monotonic()
+    place, now = (paths.working_directory(), os.environ.get(config.VARIABLE)), time.monotonic()
     found_at, path = _found.get(place, (float("-inf"), None))
     if now >= found_at + CHECK_EVERY_SECONDS:
         path = config.find(None, os.environ, place[0])
@@ -245,13 +245,6 @@ def _read_config() -> Config:
         _configs.clear()
         _configs[version] = config.load(path)
     return _configs[version]
-
-
-def _cwd() -> str:
-    try:
-        return os.getcwd()
-    except OSError:
-        return "/"
 
 
 def _opened_places(

@@ -46,6 +46,7 @@ COLLISIONS = "SELECT kind, id, since, detail FROM collisions WHERE lease = ?"
 GRANTS = "SELECT lease_id, fence, task, source, reason, pid FROM open_grants WHERE lease = ?"
 FENCE = "SELECT fence, lease_id FROM leases WHERE lease = ?"
 IDS_AT_ONCE = 500
+UNSEEN = frozenset({"lost", "unknown"})  # ends that nobody has seen
 INSERT_EVENT = (
     "INSERT OR IGNORE INTO events (id, at, event, task, lease, lease_id, source, reason, pid, reason_code, blocked_by,"
     " parent_task, seconds, exit_code, outcome, fence, detail, result)"
@@ -60,6 +61,10 @@ PUT_PRESENT = "INSERT OR REPLACE INTO presence VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?
 NESTED = "SELECT id FROM presence WHERE lease = ? AND role = 'nested'"
 RUN = "SELECT task, lease_id, source, reason, pid, parent_task, detail FROM events WHERE id = ? AND event = 'nested_started'"
 OF_RUN = ("task", "lease_id", "source", "reason", "pid", "parent_task", "detail")
+STOPPED = (
+    "SELECT 1 FROM events WHERE event NOT IN ('acquired', 'released', 'deferred', 'present')"  # as the index has it
+    " AND event = 'stop_requested' AND lease_id = ? LIMIT 1"
+)
 DROP_GRANT = "DELETE FROM open_grants WHERE lease = ? AND lease_id = ?"
 DROP_COLLISION = "DELETE FROM collisions WHERE lease = ? AND kind = ?"
 DROP_PRESENT = "DELETE FROM presence WHERE id = ?"
@@ -171,6 +176,8 @@ class Book:
         return event_id in self.entries or self._is_written[event_id]
 
     def _enter(self, entry: Entry) -> None:
+        if entry["outcome"] in UNSEEN and self._is_stopped(entry["lease_id"]):
+            entry = {**entry, "event": "released", "outcome": "stopped"}
         kind, lease, task = entry["event"], entry["lease"], entry["task"]
         if kind == "acquired":
             self._begin_grant(entry)
@@ -215,6 +222,13 @@ class Book:
             cleared = {"id": f"{replaced.id}:cleared", "event": "collision_cleared", "at": at, "lease": lease}
             self._enter(NOTHING | cleared | {"reason_code": replaced.kind, "detail": replaced.detail})
 
+    def _is_stopped(self, lease_id: str | None) -> bool:
+        """Tell whether `maintlock stop` has ended a grant: nobody of its own may have been left to tell that."""
+        told = self.entries.values()
+        if lease_id is None or any(e["event"] == "stop_requested" and e["lease_id"] == lease_id for e in told):
+            return lease_id is not None
+        return self._db.execute(STOPPED, (lease_id,)).fetchone() is not None
+
     def _end_runs(self, lease: str, lease_id: str, at: float) -> None:
         """End what joined a grant and has not told its own end: killed, or become its command (`exec`)."""
         for present_id in sorted(self._joined(lease)):
@@ -223,7 +237,8 @@ class Book:
             if run is None or run["lease_id"] != lease_id:
                 continue
             if not self._knows(finished_id(started_id)):
-                result = "unknown" if run["detail"] == "exec" else "lost"
+                unseen = "unknown" if run["detail"] == "exec" else "lost"
+                result = "stopped" if self._is_stopped(lease_id) else unseen
                 end = {"id": finished_id(started_id), "event": "nested_finished", "lease": lease, "at": at}
                 self._enter(NOTHING | run | end | {"result": result, "detail": None})
             self._leave(lease, present_id)

@@ -116,7 +116,7 @@ def read_config(said: Namespace) -> Config:
         ConfigError: It is invalid.
         RefusedError: Somebody else could have written it.
     """
-    return config.load(config.find(said.config, os.environ, working_directory()))
+    return config.load(config.find(said.config, os.environ, paths.working_directory()))
 
 
 def read_places(said: Namespace, settings: Config | None = None) -> Places:
@@ -124,14 +124,6 @@ def read_places(said: Namespace, settings: Config | None = None) -> Places:
     settings = read_config(said) if settings is None else settings
     directory = paths.state_directory(said.state_dir, os.environ, settings.state_dir)
     return paths.Places(directory=directory, lease=said.lease or DEFAULT_LEASE)
-
-
-def working_directory() -> str:
-    """Return the working directory, or `/` where that has been removed."""
-    try:
-        return os.getcwd()
-    except OSError:
-        return "/"
 
 
 def lease_name(text: str) -> str:

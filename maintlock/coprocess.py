@@ -13,13 +13,24 @@ from __future__ import annotations
 
 import os
 import select
+import time
 
 from maintlock import flock, parts, process, signals
-from maintlock.errors import EXIT_SIGNAL_BASE, Interrupted, LeaseHeld, UsageError
+from maintlock.errors import EXIT_SIGNAL_BASE, Interrupted, LeaseHeld, MaintlockError, UsageError
 from maintlock.jsontext import encoded_object
 from maintlock.lease import Lease
-from maintlock.options import HOLD, exit_code, parse
-from maintlock.program import Wish, at_edge, granted, print_about, read_environ, settle
+from maintlock.options import HOLD, exit_code
+from maintlock.program import (
+    Wish,
+    at_edge,
+    clear_outcome,
+    finish,
+    granted,
+    print_about,
+    read_command_line,
+    read_environ,
+    write_not_run,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,41 +52,59 @@ UNKNOWN = "unknown"
 
 def main(argv: Sequence[str]) -> int:
     """Run the program, and return its exit code."""
-    return at_edge(lambda voice: _run(argv, voice))
+    code = at_edge(lambda voice: _run(argv, voice))
+    if signals.Waiter.is_left_behind:  # while the interpreter shuts down, it could not give back what it gets
+        os._exit(code)
+    return code
 
 
 def _run(argv: Sequence[str], voice: Voice) -> int:
-    said = parse(argv, HOLD)
-    voice.log_format = said.log_format
-    voice.verbosity = 1 if said.verbose else -1 if said.quiet else 0
+    said = read_command_line(argv, HOLD, voice)
     if said.help or said.version:
         return print_about(said, HOLD.name)
-    _check(said)
     client = process.read_identity(os.getppid())
-    said.command = _command_of(client.pid)
-    watch = signals.Signals(voice, until_closed=STDIN)
-    wish = Wish(said, read_environ(), voice, USAGE)
-    places = wish.open_places()
+    watch = signals.Signals(voice)
+    clear_outcome(said)
+    wish, began = None, time.monotonic()
     try:
-        grant = granted(wish, places, watch, mode=MODE, lock_fd=said.fd)
-    except LeaseHeld as held:
-        _try_to_tell(watch, {"event": "deferred", "reason_code": held.reason_code, "holder": held.holder})
-        raise
-    except UsageError:
-        _tell_right_file(watch, said.fd, places.lock)
-        raise
-    except Interrupted as gone:
-        if gone.number == signals.CLOSED:
-            return 0  # the client does not wait any more
+        _check(said)
+        said.command = _command_of(client.pid)
+        wish = Wish(said, read_environ(), voice, USAGE)
+        grant = _granted(wish, watch)
+    except MaintlockError as error:
+        is_gone = isinstance(error, Interrupted) and error.number == signals.CLOSED
+        if is_gone:
+            error.exit_code = 0  # the client does not wait any more
+        write_not_run(said, wish, error, voice, waited_seconds=time.monotonic() - began)
+        if is_gone:
+            return 0
         raise
     grant.record_begin()
     if isinstance(grant, Lease):
         grant.describe_job(client.pid, process.started_at(client))
     code, outcome = _held(grant, wish, client, watch)
-    held_seconds = grant.held_seconds
-    grant.record_end(grant.release(outcome, code))
-    settle(places, wish.config.history, held_seconds)
+    finish(wish, grant, outcome, None if outcome == UNKNOWN else code)
     return code
+
+
+def _granted(wish: Wish, watch: signals.Signals) -> Lease | Joined:
+    """Return the lease; what has become of the request otherwise is told to the client, and raised.
+
+    Only a client that waits may leave: what is decided at once is told also to one whose end of the pipe is closed.
+    """
+    places = wish.open_places()
+    if wish.wait_seconds() is not None:
+        watch.end_when_closed(STDIN)
+    try:
+        grant = granted(wish, places, watch, mode=MODE, lock_fd=wish.said.fd)
+    except LeaseHeld as held:
+        _try_to_tell(watch, {"event": "deferred", "reason_code": held.reason_code, "holder": held.holder})
+        raise
+    except UsageError:
+        _tell_right_file(watch, wish.said.fd, places.lock)
+        raise
+    watch.end_when_closed(STDIN)
+    return grant
 
 
 def _held(grant: Lease | Joined, wish: Wish, client: ProcessIdentity, watch: signals.Signals) -> tuple[int, str]:
@@ -100,14 +129,16 @@ def _held(grant: Lease | Joined, wish: Wish, client: ProcessIdentity, watch: sig
     except OSError as error:
         number = signals.PIPE
         watch.voice.error(
-            f"{grant.request.task}: the client does not read what hold says: {error.strerror}; the lease is given back"
+            f"{grant.request.task}: the client does not read the output of maintlock hold: {error.strerror}; releasing the lease"
         )
     ending = _ending(client, watch.heard)
     if number == signals.CLOSED and ending[1] == UNKNOWN:
         number = _last_signal(watch)
     if wish.said.fd is not None and number not in {signals.CLOSED, signals.PIPE}:
         _pass_on(number, client, watch)
-    _wait_for_children(grant, watch)
+    if isinstance(grant, Lease):
+        # What comes meanwhile changes nothing: the work is not done.
+        parts.wait(grant, lock=lambda fd: _lock(fd, watch), pause=watch.wait)
     return ending if number == signals.CLOSED else (EXIT_SIGNAL_BASE + number, "stopped")
 
 
@@ -141,14 +172,11 @@ def _pass_on(number: int, client: ProcessIdentity, watch: signals.Signals) -> No
         watch.wait(LOOK_SECONDS)
 
 
-def _wait_for_children(grant: Lease | Joined, watch: signals.Signals) -> None:
-    """Wait for what the client started under this grant, and for who joined it."""
-    if not isinstance(grant, Lease):
-        return
-    while parts.is_at_work(grant):
-        watch.wait(LOOK_SECONDS)
-    while not grant.try_exclude_joined():
-        watch.wait(LOOK_SECONDS)
+def _lock(fd: int, watch: signals.Signals) -> None:
+    """Wait for a lock, whatever signals come."""
+    waiter = watch.lock_in_thread(fd)
+    while not waiter.outcome:
+        watch.wait(None)
 
 
 def _command_of(pid: int) -> list[str]:

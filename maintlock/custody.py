@@ -86,16 +86,15 @@ class _Look:
         if self.grant is None:
             return self._of_nobody()
         if self.is_elsewhere:
-            detail = f"the last grant ({self.grant.task}) is of another system or pid namespace"
-            detail = f"{detail}; whether it goes on cannot be seen from here"
+            detail = f"the last grant ({self.grant.task}) belongs to another machine or pid namespace"
+            detail = f"{detail}; whether it is still running cannot be seen from here"
             return self._verdict("unknown", f"{detail}; {self.foreign}" if self.foreign else detail)
         return self._of_dead(self.grant) if self.alive is False else self._of_living(self.grant)
 
     def _is_elsewhere(self, grant: Line) -> bool:
         """Tell whether a grant's processes cannot be seen from here: another pid namespace, or another running kernel."""
-        identity, boot, namespace = grant.identity, process.boot_id(), process.pid_namespace()
-        if identity.boot_id in {"", boot} or not boot:
-            return namespace not in {"", identity.pid_namespace} and bool(identity.pid_namespace)
+        if not process.is_of_other_boot(grant.identity):
+            return process.is_in_other_namespace(grant.identity)
         booted = process.booted_at()
         return self.fields is not None and booted is not None and grant.started_at > booted
 
@@ -122,10 +121,7 @@ class _Look:
     @cached_property
     def joined(self) -> list[Stat]:
         """Who keeps `.nested` locked: jobs that have joined, and whoever carries a descriptor of it on."""
-        found = _read_stat(self.places.nested)
-        pids = {carried.pid for carried in locktable.read_all_carried(self.places.nested) if carried.is_on(found)}
-        stats = [stat for stat in map(process.read_stat, sorted(pids)) if stat is not None]
-        return [stat for stat in stats if not stat.is_dead]
+        return holder.read_locking(self.places.nested)
 
     @cached_property
     def foreign(self) -> UnavailableError | None:
@@ -152,12 +148,12 @@ class _Look:
         if lockers:
             return self._by_unknown()
         if None in looks:
-            hides = f"the recorded holder (pid {grant.identity.pid}) lives, and does not let us see what it has open"
+            hides = f"the recorded holder (pid {grant.identity.pid}) is alive, but its open files cannot be inspected"
             return self._verdict("unknown", hides)
         living = self._survivors(grant)
-        lost = f"the recorded holder ({grant.task}, pid {grant.identity.pid}) lives, but has lost the kernel's lock"
+        lost = f"the recorded holder ({grant.task}, pid {grant.identity.pid}) is alive, but has lost the kernel's lock"
         if living:
-            lost = f"{lost}; of its job {_at_work(living)}"
+            lost = f"{lost}; {_at_work(living, 'of its job')}"
         state = "orphaned" if living else "free"
         return replace(self._verdict(state, lost, members=living), sidecar=self._described("stale"), is_passing=True)
 
@@ -188,19 +184,19 @@ class _Look:
             of_job.sort(key=lambda stat: stat.pid)
             carry = "carries" if len(leaked) == 1 else "carry"
             also = f"; outside the job {_named(leaked)} {carry} the lock's descriptor too" if leaked else ""
-            return self._verdict("orphaned", f"{gone}; of its job {_at_work(of_job)}{also}", members=of_job)
+            return self._verdict("orphaned", f"{gone}; {_at_work(of_job, 'of its job')}{also}", members=of_job)
         if leaked:
             only = "only processes outside its job carry the lock's descriptor, which leaked to them"
             return self._verdict("orphaned", f"{gone}; {only}: {_named(leaked)}")
         if self.carried or any(process.read_stat(row.locker) for row in self.rows or ()):
             return self._by_unknown()
         if self.rows:
-            return self._verdict("orphaned", f"{gone}; who carries its lock on cannot be seen from here")
+            return self._verdict("orphaned", f"{gone}; which process still holds its lock cannot be seen from here")
         if self.rows is None:
             return self._verdict("unknown", f"{gone}; the kernel does not show its locks here")
         if self.joined:
             return self._of_joined(gone)
-        return self._free(f"{gone} and left nothing behind that works; the next request cleans up")
+        return self._free(f"{gone} and left no running process behind; the next request cleans up")
 
     def _survivors(self, grant: Line | None) -> list[Stat]:
         leaders = holder.leaders_of(grant, self.fields) if grant is not None else frozenset()
@@ -231,7 +227,7 @@ class _Look:
         if living:
             is_there = os.path.lexists(self.places.directory)
             lost = "there is" if is_there else f"{self.places.directory} was removed: there is"
-            detail = f"{lost} no record of the last grant, and of its job {_at_work(living)}"
+            detail = f"{lost} no record of the last grant, and {_at_work(living, 'of its job')}"
             return self._verdict("orphaned", detail, members=living)
         if self.rows is None:
             return self._verdict("unknown", "no grant is on record, and the kernel does not show its locks here")
@@ -239,7 +235,7 @@ class _Look:
 
     def _of_joined(self, why: str) -> Custody:
         """Return that nothing is left but who has joined, be it only to find out in a moment that there is nothing to join."""
-        detail = f"{why}; of the jobs that joined it {_at_work(self.joined)}"
+        detail = f"{why}; {_at_work(self.joined, 'of the jobs that joined it')}"
         return replace(self._verdict("orphaned", detail, members=self.joined), is_passing=True)
 
     def _free(self, detail: str | None = None) -> Custody:
@@ -250,8 +246,8 @@ class _Look:
         """Return that somebody has the lock who is not on record, be it only for the moment until they are."""
         pids = {row.locker for row in self.rows or ()} | {found.locker or found.pid for found in self.carried}
         stats = [stat for stat in map(process.read_stat, sorted(pids - {0})) if stat is not None]
-        who = f"{_named(stats)} locked it" if stats else "who locked it cannot be seen from here"
-        detail = f"held by an unknown owner: {who} and put nothing on record"
+        who = _named(stats) if stats else "a process that cannot be seen from here"
+        detail = f"held by an unknown owner: {who} holds the lock but left no record"
         return Custody(state="held", sidecar=self._described("stale"), detail=detail, is_passing=True)
 
     def _without_proc(self, why: str) -> Custody:
@@ -288,8 +284,8 @@ def _read_stat(path: str) -> os.stat_result | None:
         return None
 
 
-def _at_work(stats: list[Stat]) -> str:
-    return f"{_named(stats)} {'works' if len(stats) == 1 else 'work'} on"
+def _at_work(stats: list[Stat], of_what: str) -> str:
+    return f"{_named(stats)} {of_what} {'is' if len(stats) == 1 else 'are'} still running"
 
 
 def _named(stats: list[Stat]) -> str:

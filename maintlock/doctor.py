@@ -8,9 +8,10 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING
 
+from maintlock import paths
 from maintlock.checkup.facts import Facts
 from maintlock.checkup.table import examined
-from maintlock.command import Command, add_places, working_directory
+from maintlock.command import Command, add_places
 from maintlock.model import record
 from maintlock.redact import printable
 
@@ -92,7 +93,7 @@ def _run(said: Namespace) -> int:
         config_file=said.config,
         lease=said.lease,
         environ=os.environ,
-        cwd=working_directory(),
+        cwd=paths.working_directory(),
     )
     findings = examined(facts)
     if said.json:

@@ -48,7 +48,7 @@ class Earlier:
         self.line, self.reading = line_file.decoded(self.content), holder.read_sidecar(self.places)
         line, reading = self.line, self.reading
         if not is_alone:
-            return self._survivors(line, reading) or self._joined(line)
+            return self._survivors(line, reading) or self._joined(line, reading)
         self._refuse_other_kernel(reading)
         blocker = self._replaced(line, reading)
         beside = self.beside if line is not None else None
@@ -62,8 +62,10 @@ class Earlier:
         return blocker
 
     def _survivors(self, line: Line | None, reading: Reading) -> Blocker | None:
-        if not _is_from_here(line):
-            return None
+        if line is not None and (
+            process.is_of_other_boot(line.identity) or process.is_in_other_namespace(line.identity)
+        ):
+            return None  # they are gone, or cannot be seen from here
         leaders = holder.leaders_of(line, reading.fields) if line is not None else frozenset()
         exempt = survivors.Exempt()
         living = survivors.find(self.places, line, leaders, exempt=exempt)
@@ -81,7 +83,11 @@ class Earlier:
         known = {stat.pid for stat in survivors.find(self.places, line, holder.leaders_of(line, reading.fields))}
         return line if known >= {stat.pid for stat in living} else None
 
-    def _joined(self, line: Line | None) -> Blocker:
+    def _joined(self, line: Line | None, reading: Reading) -> Blocker:
+        """Return who keeps `.nested` locked, by name where the kernel shows that."""
+        found = holder.read_locking(self.places.nested)
+        if found:
+            return holder.of_survivors(line, found, reading.fields)
         task = line.task if line is not None else None
         return holder.Blocker(
             sentence=f"held by a job that joined {task or 'an earlier one'} and still runs",
@@ -134,13 +140,3 @@ class Earlier:
             detail=f"{self.places.lock} was replaced while {blocker.sentence.removeprefix('held by ')} held it",
         )
         pending.append(self.places.directory, [collision])
-
-
-def _is_from_here(line: Line | None) -> bool:
-    """Tell whether processes of the last grant could still live, and be seen by us."""
-    if line is None:
-        return True
-    identity, boot, namespace = line.identity, process.boot_id(), process.pid_namespace()
-    return not (boot and identity.boot_id not in {"", boot}) and not (
-        namespace and identity.pid_namespace not in {"", namespace}
-    )

@@ -58,6 +58,6 @@ def check_local(directory: str) -> None:
     kind = read_type(directory)
     if kind and kind not in LOCAL:
         raise UnavailableError(
-            f"{directory}: is on a filesystem of type {kind}, where a lock may be shared with other machines or be none "
+            f"{directory}: is on a filesystem of type {kind}, where a lock may be shared with other machines, or not work "
             "at all; choose another with --state-dir, or accept the risk with --allow-network-fs"
         )

@@ -13,8 +13,8 @@ What to run, and as what
   -t, --task NAME         the task that this is (under npm: from maintlock.toml,
                           or the script's name)
       --lease NAME        which lease (heavy-maintenance)
-      --owner TEXT        who asks (user@host)
-      --reason TEXT       why (manual)
+      --owner TEXT        who asks (user@host); cut at 200 characters
+      --reason TEXT       why (manual); cut at 200 characters
       --source S          npm, orchestrator, library or cli (detected)
 
 When it is held
@@ -23,7 +23,7 @@ When it is held
   -E, --defer-exit-code N exit code of a deferral or an elapsed wait (0)
 
 While it runs
-  -F, --exec              become COMMAND: no process of ours stays
+  -F, --exec              replace this process with COMMAND; no wrapper remains
   -o, --close             do not hand the lock's descriptor to the job
       --hold-until WHAT   what keeps the lease after the main process has ended:
                           session (default: what is left in its session), main
@@ -31,10 +31,11 @@ While it runs
       --max-runtime D     stop the job after D: TERM, grace, KILL (exit 124)
       --stop-grace D      time between TERM and KILL (10s)
       --ttl D             from then on the holder counts as overdue (6h); it is
-                          reported, never robbed
+                          reported; the lease is never taken away
       --outcome FILE      write how it ended to FILE, as JSON
 
-      --log-format F      text or json, for our own words on stderr
+      --log-format F      text or json: format of maintlock's own messages on
+                          stderr
   -q, --quiet             errors only
   -v, --verbose           details too
       --state-dir DIR     where the lock lives
@@ -45,9 +46,9 @@ While it runs
 Durations: 500ms 90 90s 10m 2h 1d.
 
 Exit codes: the job's own, or 128+n for signal n; 0 (or -E) deferred; 64 usage;
-70 our fault; 73 lease not available here; 77 refused for permissions; 78 bad
-configuration; 124 stopped by --max-runtime; 126 command not executable; 127 not
-found.
+70 internal error; 73 lease not available here; 77 refused for permissions; 78
+bad configuration; 124 stopped by --max-runtime; 126 command not executable; 127
+not found.
 
 Examples
   maintlock-wrap -t backup -- node buildScripts/ai/backup.mjs
@@ -73,7 +74,8 @@ standard input closes. Prints one JSON line:
                           {"event":"stop_requested","signal"}, and the lease
                           stays until standard input closes or the caller dies
   -t, -w, -n, -E, --lease, --owner, --reason, --source, --ttl, --hold-until,
-  --state-dir, --config, --log-format, -q, -v: as in maintlock-wrap --help
+  --outcome, --state-dir, --config, --log-format, -q, -v: as in
+  maintlock-wrap --help
 
 Closing standard input ends it as completed, or as failed if a number other
 than 0, the exit code, was written there before; if the caller has died without

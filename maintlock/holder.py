@@ -137,6 +137,14 @@ def read_carrying_client(places: Places, line: Line) -> int | None:
     return client if carries else None
 
 
+def read_locking(path: str) -> list[Stat]:
+    """Return the living processes that have a lock on the file at `path`, by pid, as far as we can look into processes."""
+    found = _read_stat(path)
+    pids = {carried.pid for carried in locktable.read_all_carried(path) if carried.is_on(found)}
+    stats = [stat for stat in map(process.read_stat, sorted(pids)) if stat is not None]
+    return [stat for stat in stats if not stat.is_dead]
+
+
 def client_in(fields: Mapping[str, Any]) -> int | None:
     """Return the client that a coprocess's sidecar names, while it lives. With `--fd` it carries the lock itself."""
     pid, told = fields.get("job_pid"), epoch_seconds(fields.get("job_started_at") or "")

@@ -112,8 +112,8 @@ class Job:
             self._turn(LOOK_SECONDS)
         self._name_departed()
         if isinstance(self.grant, Lease) and not self.grant.try_exclude_joined():
-            taken = self.watch.lock_in_thread(self.grant.nested_fd)
-            while not taken:
+            joined = self.watch.lock_in_thread(self.grant.nested_fd)
+            while not joined.outcome:
                 self._turn(None)
         return self._ending()
 
@@ -214,7 +214,7 @@ class Job:
     def _was_continued_too(self) -> bool:
         """Tell whether the shell continued the job along with us; passed on, its CONT might come after the next Ctrl-Z."""
         stat = process.read_stat(self.pid) if self.shares_group else None
-        return stat is not None and stat.state not in "Tt"
+        return stat is not None and not stat.is_stopped
 
     def _take_terminal_back(self) -> None:
         if self.gave_terminal and terminal.foreground_group() == self.pid:
@@ -248,10 +248,12 @@ class Job:
         self.kill_at = now + self.settings.grace_seconds
 
     def _pass_on(self, number: int) -> None:
-        if self.status is None and (number in TO_MAIN_ONLY or (self.shares_group and number != signals.TERM)):
-            _send(os.kill, self.pid, number)  # not reaped yet: the pid is still the job's
-        else:
+        is_alive = self.status is None  # not reaped yet: the pid is still the job's
+        is_for_main = number in TO_MAIN_ONLY or (is_alive and self.shares_group and number != signals.TERM)
+        if not is_for_main:
             self._send_to_all(number)
+        elif is_alive:
+            _send(os.kill, self.pid, number)
 
     def _send_to_all(self, number: int) -> None:
         members = self.members.living(self.pid)
@@ -278,7 +280,7 @@ class Job:
             self.name_at = None
             self.watch.tell(
                 "leftovers",
-                f"{self.grant.request.task}: its main process has ended, and the lease stays held until these have too: "
+                f"{self.grant.request.task}: its main process has ended; the lease is kept until these processes end too: "
                 + ", ".join(f"{stat.name} (pid {stat.pid})" for stat in leftovers[:12]),
                 pids=[stat.pid for stat in leftovers],
             )
@@ -287,14 +289,15 @@ class Job:
         if self.has_children and self.watch.voice.verbosity > 0 and (departed := self.members.below()):
             self.watch.tell(
                 "departed",
-                f"{self.grant.request.task}: runs on in a session of its own, and does not keep the lease: "
+                f"{self.grant.request.task}: still running in its own session, without keeping the lease: "
                 + ", ".join(f"{stat.name} (pid {stat.pid})" for stat in departed[:12]),
                 verbose=True,
                 pids=[stat.pid for stat in departed],
             )
 
     def _ending(self) -> Ending:
-        status = self.status if self.status is not None else 0
+        status = self.status
+        assert status is not None  # the main process has ended, or we would not be here
         died_of = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
         late = signals.ENDING.intersection(self.watch.wait(0))  # the job may have died of it before we looked
         if self.shares_group:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from maintlock import book, migrations, pending
 from maintlock.entries import as_seconds
 from maintlock.errors import EXIT_UNAVAILABLE, MaintlockError
+from maintlock.paths import PENDING_FILES
 from maintlock.settings import DEFAULT_HISTORY
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from maintlock.model import Event
 
 DATABASE = "ledger.db"
+BESIDE = ("-wal", "-shm", "-journal")
 BUSY_SECONDS = 0.5
 READ_BUSY_SECONDS = 0.2
 DRAIN_SECONDS = 0.75  # for all that a drain waits for; counting what it drops may add 0.2
@@ -213,6 +215,8 @@ def open_to_read(directory: str) -> Iterator[sqlite3.Connection]:
         LedgerUnavailable: It cannot be read.
     """
     path = f"{directory}/{DATABASE}"
+    for name in PENDING_FILES:
+        _read_stat(f"{directory}/{name}")  # what waits there cannot be read either
     try:
         with closing(_connected_to_read(path)) as db:
             yield db
@@ -297,7 +301,22 @@ def _check_schema(db: sqlite3.Connection, path: str) -> int:
 def _checked(path: str) -> os.stat_result | None:
     """Return what is in the database's place, None for nothing; never through a descriptor.
 
-    Closing one would take SQLite's own locks away from every other connection of this process (fcntl(2)).
+    Closing one would take SQLite's own locks away from every other connection of this process (fcntl(2)). What is beside it
+    is looked at too: SQLite would follow a symlink there, and write.
+    """
+    for suffix in BESIDE:
+        _read_stat(path + suffix)
+    found = _read_stat(path)
+    if found is not None and found.st_uid != os.geteuid():
+        raise LedgerUnavailable(path, f"belongs to uid {found.st_uid}, not to you (uid {os.geteuid()})")
+    return found
+
+
+def _read_stat(path: str) -> os.stat_result | None:
+    """Return what a file of the ledger is, None for nothing.
+
+    Raises:
+        LedgerUnavailable: It is no regular file, or nobody can tell.
     """
     try:
         found = os.lstat(path)
@@ -307,8 +326,6 @@ def _checked(path: str) -> os.stat_result | None:
         raise LedgerUnavailable(path, _system_reason(error)) from error
     if not stat.S_ISREG(found.st_mode):
         raise LedgerUnavailable(path, "is not a regular file")
-    if found.st_uid != os.geteuid():
-        raise LedgerUnavailable(path, f"belongs to uid {found.st_uid}, not to you (uid {os.geteuid()})")
     return found
 
 

@@ -7,6 +7,7 @@ checksum reads as an empty line.
 from __future__ import annotations
 
 import binascii
+import errno
 import os
 
 from maintlock.model import Line, ProcessIdentity
@@ -135,6 +136,6 @@ def write(fd: int, line: Line) -> None:
     """
     content = encoded(line)
     if os.pwrite(fd, content, 0) != len(content):
-        raise OSError("short write")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     _known.clear()
     _known[content] = line

@@ -36,7 +36,6 @@ SIDECAR_FIELDS = (
 JOB_TOLD_WITHIN_SECONDS = 5.0  # a process that began later than the sidecar tells has inherited the job's pid
 MAX_LEASES = 1000
 LOCK_ENDING = ".lock"
-STOPPED_STATES = "Tt"
 
 
 def check_places(places: Places) -> bool:
@@ -133,7 +132,7 @@ def _holder(places: Places, custody: Custody, now: float) -> Holder | None:
         about["job_started_at"] = None
     seen = {
         "alive": custody.alive,
-        "stopped": any(row.pid in leaders and row.state in STOPPED_STATES for row in stats),
+        "stopped": any(row.pid in leaders and row.is_stopped for row in stats),
         "held_seconds": held_seconds,
         "overdue": held_seconds is not None and held_seconds > fields["ttl_seconds"],
         "processes": processes,

@@ -134,7 +134,7 @@ WITH_VALUE: dict[str, Callable[[str], object]] = {
     "config": _path,
 }
 FLAGS = ("no-wait", "exec", "close", "quiet", "verbose", "allow-network-fs", "help", "version")
-OF_COMMAND = frozenset({"exec", "close", "max-runtime", "stop-grace", "outcome"})
+OF_COMMAND = frozenset({"exec", "close", "max-runtime", "stop-grace"})
 SHORT = {
     "t": "task",
     "n": "no-wait",
@@ -166,13 +166,15 @@ HOLD = Program(
 )
 
 
-def parse(argv: Sequence[str], program: Program = WRAP) -> Options:
-    """Return what a command line says. Options end at `--` or at the first word that is not an option.
+def parse(argv: Sequence[str], program: Program = WRAP, options: Options | None = None) -> Options:
+    """Return what a command line says, in `options` if given: of a wrong one, they have what was understood before.
+
+    Options end at `--` or at the first word that is not an option.
 
     Raises:
         UsageError: An option is unknown, lacks its value, or has an impossible one.
     """
-    options = Options()
+    options = Options() if options is None else options
     rest = list(argv)
     while rest and rest[0].startswith("-") and rest[0] != "-":
         word = rest.pop(0)
@@ -249,8 +251,9 @@ def check_together(options: Options) -> None:
         raise UsageError("the command is empty; usage: maintlock-wrap [options] -- COMMAND [ARG…]")
     if not options.exec:
         return
+    if options.close:
+        raise UsageError("--exec holds the lease by the descriptor that --close takes away; give one of the two")
     excluded = {
-        "--close": options.close,
         "--outcome": options.outcome is not None,
         "--max-runtime": options.max_runtime is not None,
         "--stop-grace": options.stop_grace is not None,

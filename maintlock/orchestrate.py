@@ -13,6 +13,7 @@ from maintlock import paths
 from maintlock.command import Command, add_state, read_config
 from maintlock.errors import ConfigError
 from maintlock.logs import log_as_json, log_as_text
+from maintlock.names import DEFAULT_LEASE
 from maintlock.orchestrator.daemons import STOP_GRACE_SECONDS
 from maintlock.orchestrator.instance import Instance
 from maintlock.orchestrator.loop import Orchestrator
@@ -45,6 +46,7 @@ def _run(said: Namespace) -> int:
         raise ConfigError("no maintlock.toml here or above: it says what is to run when; to make one: maintlock init")
     directory = paths.state_directory(said.state_dir, os.environ, config.state_dir)
     paths.open_state_directory(directory)
+    paths.check_records(paths.Places(directory=directory, lease=DEFAULT_LEASE))
     instance = Instance(directory)
     LOGGERS[said.log_format]()
     orchestrator = Orchestrator(config, directory, instance, is_single_pass=said.once)

@@ -1,4 +1,4 @@
-"""The outcome file: how one call of `maintlock-wrap` ended, for the program that made it (L3)."""
+"""The outcome file: how one call of `maintlock-wrap` or `maintlock hold` ended, for the program that made it (L3)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def write(
     path: str,
     *,
     outcome: str,
-    exit_code: int,
+    exit_code: int | None,
     task: str | None,
     lease_id: str | None = None,
     fence: int | None = None,

@@ -11,6 +11,8 @@ from maintlock.errors import UnavailableError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from maintlock.lease import Lease
 
 LOOK_SECONDS = 0.05
@@ -29,19 +31,27 @@ def children_reaped() -> int:
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
 
 
-def wait(grant: Lease, reaped_before: int) -> None:
+def wait(
+    grant: Lease,
+    *,
+    reaped_before: int | None = None,
+    lock: Callable[[int], object] = flock.lock,
+    pause: Callable[[float], object] = time.sleep,
+) -> None:
     """Return once nothing that was started under the grant works any more, and nobody can join it.
 
-    Where no child was started since, the process table is not looked through: that takes longer than all the rest of a grant.
-    What is still at work may yet start a job that joins.
+    Where no child was started since `reaped_before`, the process table is not looked through: that takes longer than all the
+    rest of a grant. What is still at work may yet start a job that joins, and what has joined may leave something at work: so
+    who joins is excluded first, and only for as long as it takes to look. `lock` waits for a lock, `pause` for some seconds.
     """
     while True:
         if not grant.try_exclude_joined():
-            flock.lock(grant.nested_fd)
-        if (children_reaped() == reaped_before and not _has_children()) or not is_at_work(grant):
+            lock(grant.nested_fd)
+        is_childless = reaped_before is not None and children_reaped() == reaped_before and not _has_children()
+        if is_childless or not is_at_work(grant):
             return
         flock.unlock(grant.nested_fd)
-        time.sleep(LOOK_SECONDS)
+        pause(LOOK_SECONDS)
 
 
 def _has_children() -> bool:

@@ -13,12 +13,14 @@ from maintlock.model import record
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from typing import NoReturn
 
     from maintlock.errors import MaintlockError
 
 APPLICATION = "maintlock"
 PENDING_FILES = ("ledger.pending", "ledger.pending.1", "ledger.pending.2", "ledger.pending.3")
 RECORDS = ("ledger.db", "ledger.db-wal", "ledger.db-shm", *PENDING_FILES, "ledger.dropped")
+OF_ORCHESTRATOR = ("orchestrator.json", "orchestrator.lock")
 _local: set[tuple[str, int]] = set()  # directories, and the devices that they were found on
 NO_DESCRIPTOR_LEFT = frozenset({errno.EMFILE, errno.ENFILE})
 USE_ANOTHER = "use a directory that is yours alone: --state-dir DIR, or MAINTLOCK_STATE_DIR"
@@ -70,7 +72,7 @@ def default_state_directory(environ: Mapping[str, str]) -> str:
         base = environ.get("XDG_STATE_HOME", "")
         found = os.path.join(base if base.strip() else os.path.expanduser("~/.local/state"), APPLICATION)
         if found.startswith("~"):  # a directory of this name below every place we are started in would be many locks
-            raise UnavailableError("no state directory: HOME is not set, and this user has none; say --state-dir DIR")
+            raise UnavailableError("no state directory: HOME is not set, and this user has none; use --state-dir DIR")
         return found
     from platformdirs import user_state_dir
 
@@ -152,17 +154,26 @@ def check_trusted(path: str, found: os.stat_result, *, directory: bool = False, 
             use another one.
     """
     expected, is_expected = ("a directory", stat.S_ISDIR) if directory else ("a regular file", stat.S_ISREG)
+    if not is_expected(found.st_mode):
+        _refuse(path, f"is {_kind(found.st_mode)}, not {expected}", "mv", path, path + ".odd", directory=directory)
+    _check_owner(path, found, directory=directory, root_may_own=root_may_own)
+
+
+def _check_owner(path: str, found: os.stat_result, *, directory: bool = False, root_may_own: bool = False) -> None:
+    """Refuse what somebody else owns or may write, whatever it is; a symlink has no mode of its own."""
     user, owner, mode = os.geteuid(), found.st_uid, found.st_mode
-    if not is_expected(mode):
-        wrong, mend = f"is {_kind(mode)}, not {expected}", ("mv", path, path + ".odd")
-    elif owner != user and not (root_may_own and owner == 0):
-        wrong, mend = f"belongs to uid {owner}, not to you (uid {user})", ("chown", str(user), path)
-    elif mode & stat.S_IWOTH:
-        wrong, mend = "everybody may write to it", ("chmod", "go-w", path)
-    elif mode & stat.S_IWGRP and found.st_gid != os.getegid():
-        wrong, mend = f"group {found.st_gid}, which is not your own, may write to it", ("chmod", "g-w", path)
-    else:
+    if owner != user and not (root_may_own and owner == 0):
+        _refuse(path, f"belongs to uid {owner}, not to you (uid {user})", "chown", str(user), path, directory=directory)
+    if stat.S_ISLNK(mode):
         return
+    if mode & stat.S_IWOTH:
+        _refuse(path, "everybody may write to it", "chmod", "go-w", path, directory=directory)
+    if mode & stat.S_IWGRP and found.st_gid != os.getegid():
+        wrong = f"group {found.st_gid}, which is not your own, may write to it"
+        _refuse(path, wrong, "chmod", "g-w", path, directory=directory)
+
+
+def _refuse(path: str, wrong: str, *mend: str, directory: bool) -> NoReturn:
     if directory and not is_for_us(path):
         raise RefusedError(f"{path}: {wrong}; {USE_ANOTHER}")
     raise RefusedError(f"{path}: {wrong}", mend=_command(*mend))
@@ -178,18 +189,38 @@ def is_for_us(directory: str) -> bool:
 
 
 def check_records(places: Places) -> None:
-    """Refuse to work beside a record that somebody else could have written.
+    """Refuse to work beside a file that somebody else could have written.
+
+    An odd thing in the place of a record is nothing to stop a job for: a sidecar is replaced, a ledger cannot be used.
 
     Raises:
         RefusedError: With the command that mends it.
     """
-    for name in (places.sidecar, *(f"{places.directory}/{name}" for name in RECORDS)):
-        try:
-            found = os.lstat(name)
-        except OSError:
-            continue
-        if name != places.sidecar or stat.S_ISREG(found.st_mode):  # an odd thing in the sidecar's place is replaced
-            check_trusted(name, found)
+    for path in (places.queue, places.nested):
+        if (found := _read_stat(path)) is not None:
+            check_trusted(path, found)
+    for name in (*RECORDS, *OF_ORCHESTRATOR):
+        path = f"{places.directory}/{name}"
+        if (found := _read_stat(path)) is not None:
+            _check_owner(path, found)
+    found = _read_stat(places.sidecar)
+    if found is not None and stat.S_ISREG(found.st_mode):
+        _check_owner(places.sidecar, found)
+
+
+def _read_stat(path: str) -> os.stat_result | None:
+    try:
+        return os.lstat(path)
+    except OSError:
+        return None
+
+
+def working_directory(*, gone: str = "/") -> str:
+    """Return the working directory, or `gone` where that has been removed."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return gone
 
 
 def _command(*words: str) -> str:

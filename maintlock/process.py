@@ -47,6 +47,11 @@ class Stat:
         return self.state in "ZXx" and self.threads <= 1
 
     @property
+    def is_stopped(self) -> bool:
+        """Stopped by a signal, or by who traces it."""
+        return self.state in ("T", "t")
+
+    @property
     def is_exiting(self) -> bool:
         """A process closes its files before it stops being there."""
         return bool(self.flags & PF_EXITING)
@@ -252,13 +257,22 @@ def _own_facts() -> tuple[ProcessIdentity, float | None]:
     return _own[pid]
 
 
+def is_of_other_boot(identity: ProcessIdentity) -> bool:
+    """Tell whether a process belongs to another boot, of this machine or of another one."""
+    return bool(identity.boot_id and boot_id()) and identity.boot_id != boot_id()
+
+
+def is_in_other_namespace(identity: ProcessIdentity) -> bool:
+    """Tell whether a process belongs to another pid namespace: what its numbers mean cannot be seen from here."""
+    return bool(identity.pid_namespace and pid_namespace()) and identity.pid_namespace != pid_namespace()
+
+
 def is_alive(identity: ProcessIdentity) -> bool | None:
     """Tell whether exactly this process still lives; None where that cannot be known from here."""
     here = boot_id()
-    if identity.boot_id and here and identity.boot_id != here:
+    if is_of_other_boot(identity):
         return False
-    namespace = pid_namespace()
-    if identity.pid_namespace and namespace and identity.pid_namespace != namespace:
+    if is_in_other_namespace(identity):
         return None
     if identity.pid <= 0:
         return False

@@ -6,14 +6,15 @@ import os
 import time
 
 from maintlock import acquisition, config, identity, names, options, paths, pending, process, redact, signals
-from maintlock.errors import EXIT_DEFERRED, EXIT_SIGNAL_BASE, Interrupted, LeaseHeld, UsageError
+from maintlock import outcome as outcome_file
+from maintlock.errors import EXIT_DEFERRED, EXIT_SIGNAL_BASE, Interrupted, LeaseHeld, MaintlockError, UsageError
 from maintlock.lease import Request
 from maintlock.terminal import is_foreground
 from maintlock.voice import Voice, print_text, report
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from maintlock.config import Config, TaskSettings
     from maintlock.lease import Joined, Lease
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 USAGE = "maintlock-wrap -t NAME -- COMMAND"
 SHORT_SECONDS = 1.0
 MANY_BYTES = 32 * 1024
+NOT_RUN = "not_run"
 COERCED_LOCALES = frozenset({"C.UTF-8", "C.utf8", "UTF-8"})
 
 
@@ -43,6 +45,27 @@ def at_edge(run: Callable[[Voice], int]) -> int:
         return report(error, voice)
 
 
+def read_command_line(argv: Sequence[str], program: options.Program, voice: Voice) -> Options:
+    """Return what a command line says, and speak as it says; a wrong one is told in the outcome file that it has named, too.
+
+    Raises:
+        UsageError: It says something impossible.
+    """
+    said = options.Options()
+    try:
+        return options.parse(argv, program, said)
+    except UsageError as error:
+        try:
+            clear_outcome(said)
+            write_not_run(said, None, error, voice)
+        except MaintlockError as failure:
+            voice.error(str(failure))
+        raise
+    finally:
+        voice.log_format = said.log_format
+        voice.verbosity = 1 if said.verbose else -1 if said.quiet else 0
+
+
 def print_about(said: Options, name: str) -> int:
     """Print the help or the version of a program, whichever was asked for, and return its exit code."""
     from maintlock import __version__
@@ -60,7 +83,7 @@ class Wish:
         self.usage = usage
         self.environ = environ
         self.voice = voice
-        self.config: Config = config.load(config.find(said.config, environ, _cwd()))
+        self.config: Config = config.load(config.find(said.config, environ, paths.working_directory()))
         self.settings: TaskSettings | None = self._settings()
         self.task = said.task or (self.settings.name if self.settings else self._npm_task())
         self.lease = said.lease or (self.settings.lease if self.settings else names.DEFAULT_LEASE)
@@ -69,7 +92,10 @@ class Wish:
         if self.said.task is not None:
             return self.config.tasks.get(self.said.task)
         script = self.environ.get("npm_lifecycle_event", "")
-        return config.task_for_npm_script(self.config, script) if script else None
+        if not script:
+            return None
+        named = self.config.tasks.get(names.task_from_npm(script))
+        return config.task_for_npm_script(self.config, script) or named
 
     def _npm_task(self) -> str:
         script = self.environ.get("npm_lifecycle_event", "")
@@ -97,10 +123,11 @@ class Wish:
             hold_until=said.hold_until or "session",
             ttl_seconds=said.ttl or config.ttl_seconds(self.config, self.lease, self.settings),
             command=tuple(redact.without_secrets(said.command)),
-            wait_seconds=self._wait_seconds(),
+            wait_seconds=self.wait_seconds(),
         )
 
-    def _wait_seconds(self) -> float | None:
+    def wait_seconds(self) -> float | None:
+        """Return for how long the lease is waited for, as `Request` has it."""
         if self.said.no_wait or self.said.wait is not None:
             return self.said.wait
         return self.settings.wait if self.settings is not None else None
@@ -142,6 +169,55 @@ def granted(
         raise
 
 
+def finish(wish: Wish, grant: Lease | Joined, outcome: str, exit_code: int | None) -> None:
+    """End a grant, and tell how: in the ledger, and in the outcome file if there is to be one."""
+    held_seconds = grant.held_seconds
+    grant.record_end(grant.release(outcome, exit_code))
+    if wish.said.outcome is not None:
+        try:
+            outcome_file.write(
+                wish.said.outcome,
+                outcome=outcome,
+                exit_code=exit_code,
+                task=wish.task,
+                lease_id=grant.line.lease_id,
+                fence=grant.line.fence,
+                held_seconds=held_seconds,
+                waited_seconds=grant.waited_seconds,
+            )
+        except MaintlockError as error:
+            wish.voice.error(str(error))
+    settle(grant.places, wish.config.history, held_seconds)
+
+
+def clear_outcome(said: Options) -> None:
+    """Remove what an earlier run left in the outcome file's place. Raises what `outcome.clear` does."""
+    if said.outcome is not None:
+        outcome_file.clear(said.outcome)
+
+
+def write_not_run(
+    said: Options, wish: Wish | None, error: MaintlockError, voice: Voice, *, waited_seconds: float = 0.0
+) -> None:
+    """Tell in the outcome file, if there is to be one, that and why nothing was run; `wish` is None where there is none yet."""
+    if said.outcome is None:
+        return
+    held = error if isinstance(error, LeaseHeld) else None
+    task = said.task or names.task_from_npm(os.environ.get("npm_lifecycle_event", "")) or None
+    try:
+        outcome_file.write(
+            said.outcome,
+            outcome="deferred" if held else "stopped" if isinstance(error, Interrupted) else NOT_RUN,
+            exit_code=error.exit_code,
+            task=task if wish is None else wish.task,
+            reason_code=held.reason_code if held else None,
+            waited_seconds=held.waited_seconds if held else waited_seconds if isinstance(error, Interrupted) else 0.0,
+            holder=held.holder if held else None,
+        )
+    except MaintlockError as failure:
+        voice.error(str(failure))
+
+
 def settle(places: paths.Places, history_seconds: float, lasted_seconds: float) -> None:
     """Enter into the ledger what waits for it, unless that would be felt; if it cannot be done now, the next one will.
 
@@ -172,10 +248,3 @@ def read_environ() -> Mapping[str, str]:
 
 def _source(environ: Mapping[str, str]) -> str:
     return "npm" if environ.get("npm_lifecycle_event") or environ.get("npm_execpath") else "cli"
-
-
-def _cwd() -> str:
-    try:
-        return os.getcwd()
-    except OSError:
-        return "/"

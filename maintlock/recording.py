@@ -5,6 +5,7 @@ If either cannot be written, it is as if nothing had happened, and the job does 
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 
@@ -13,7 +14,7 @@ from maintlock import line as line_file
 from maintlock.errors import UnavailableError
 from maintlock.lease import Lease
 from maintlock.model import Line
-from maintlock.paths import PENDING_FILES
+from maintlock.paths import PENDING_FILES, working_directory
 from maintlock.redact import storable
 from maintlock.times import rfc3339
 
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from maintlock.waiting import Patience
 
 MAX_PATH = 4096
-UNSEEN = "the last grant was in another pid namespace; what may live on of its job cannot be seen from here"
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+UNSEEN = "the last grant was in another pid namespace; any of its processes still running cannot be seen from here"
 
 
 def put_on_record(earlier: Earlier, request: Request, *, waited_seconds: float, patience: Patience) -> Lease:
@@ -49,8 +51,10 @@ def put_on_record(earlier: Earlier, request: Request, *, waited_seconds: float, 
         sidecar.write(places.sidecar, fields, is_first=reading.state != "missing")
     except OSError as error:
         _put_back(earlier.fd, earlier.content)
+        path = places.lock if error.filename is None else os.fsdecode(error.filename)
         raise UnavailableError(
-            f"{places.sidecar}: cannot be put on record: {error.strerror}; the job was not run; see: df {places.directory}"
+            f"{path}: the grant cannot be put on record: {error.strerror}; the job was not run; see: "
+            f"{'df' if error.errno in NO_ROOM else 'ls -ld'} {places.directory}"
         ) from error
     flock.unlock(earlier.nested_fd)
     return Lease(places, request, line, fields, earlier.fd, earlier.nested_fd, inside=earlier.inside)
@@ -62,7 +66,7 @@ def _tell_of_last_grant(
     if last is not None and last.lease_id == Lease.told_whole and reading.state == "missing":
         return
     told = events.of_last_grant(places.lease, last, reading, beside, now=now)
-    if last is not None and not last.outcome and not _is_visible(last.identity):
+    if last is not None and not last.outcome and _is_unseen(last.identity):
         told.append(
             events.new("survivors", at=now, lease=places.lease, task=last.task, lease_id=last.lease_id, detail=UNSEEN)
         )
@@ -91,8 +95,8 @@ def _new_line(places: Places, request: Request, last: Line | None, beside: Line 
     )
 
 
-def _is_visible(identity: ProcessIdentity) -> bool:
-    return identity.pid_namespace == process.pid_namespace() or identity.boot_id != process.boot_id()
+def _is_unseen(identity: ProcessIdentity) -> bool:
+    return process.is_in_other_namespace(identity) and not process.is_of_other_boot(identity)
 
 
 def _sidecar_fields(places: Places, request: Request, line: Line, waited_seconds: float) -> dict[str, Any]:
@@ -117,18 +121,11 @@ def _sidecar_fields(places: Places, request: Request, line: Line, waited_seconds
         "job_pid": None,
         "job_started_at": None,
         "command": list(request.command),
-        "cwd": storable(_cwd(), MAX_PATH),
+        "cwd": storable(working_directory(gone=""), MAX_PATH),
         "acquired_at": rfc3339(line.started_at),
         "waited_seconds": waited_seconds,
         "ttl_seconds": request.ttl_seconds,
     }
-
-
-def _cwd() -> str:
-    try:
-        return os.getcwd()
-    except OSError:
-        return ""
 
 
 def _put_back(fd: int, before: bytes) -> None:

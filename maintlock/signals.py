@@ -46,7 +46,7 @@ class Signals:
     What was ignored when we were started stays ignored, for us and for the job (nohup, `&` in a script).
     """
 
-    def __init__(self, voice: Voice, *, until_closed: int | None = None) -> None:
+    def __init__(self, voice: Voice) -> None:
         self.voice = voice
         self.tell = voice.tell
         self._forms: Callable[[], Sequence[str]] | None = None
@@ -65,12 +65,16 @@ class Signals:
                 signal.signal(number, _note)
         self._poll = select.poll()
         self._poll.register(self._read_fd, select.POLLIN)
-        self._until_closed = until_closed
+        self._until_closed: int | None = None
         self.is_closed = False
         self.heard = b""  # the last of what came in before
-        if until_closed is not None:
-            self._poll.register(until_closed, select.POLLIN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (CHLD,))  # or we would never hear of the job's end
+
+    def end_when_closed(self, fd: int) -> None:
+        """Take it for a signal (`CLOSED`) when this descriptor is at its end."""
+        if self._until_closed is None:
+            self._until_closed = fd
+            self._poll.register(fd, select.POLLIN)
 
     def restore(self) -> None:
         """Leave signals as they were, for a program that we become; handlers vanish by themselves in execve(2)."""
@@ -124,17 +128,22 @@ class Signals:
         Raises:
             Interrupted: A signal that ends us has come.
         """
-        outcome = self.lock_in_thread(fd, shared=shared)
-        while not outcome:
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                if not outcome and flock.try_lock(fd, shared=shared):
-                    return True  # on a busy machine the thread may not have come to it
-                break
-            _raise_ending(self._wait_and_draw(left))
-        if outcome and isinstance(outcome[0], Exception):
-            raise outcome[0]
-        return bool(outcome)
+        waiter = self.lock_in_thread(fd, shared=shared)
+        try:
+            while not waiter.outcome:
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    break
+                _raise_ending(self._wait_and_draw(left))
+        except Interrupted:
+            if not waiter.abandon():
+                flock.unlock(fd)  # closing would leave it to a client, whose open file description this may be
+            raise
+        if waiter.abandon():  # on a busy machine the thread may not have come to it
+            return not waiter.is_begun and flock.try_lock(fd, shared=shared)
+        if isinstance(waiter.outcome[0], Exception):
+            raise waiter.outcome[0]
+        return True
 
     def keep_telling(self, event: str, text: str, forms: Callable[[], Sequence[str]], /, **fields: object) -> None:
         """Tell what is waited for: on a terminal in one line, which `pause` and `lock` keep up to date, else once."""
@@ -171,30 +180,62 @@ class Signals:
         os.kill(0 if whole_group else os.getpid(), number)
         signal.signal(number, before)
 
-    def lock_in_thread(self, fd: int, *, shared: bool = False) -> list[bool | Exception]:
-        """Return a list that gets one item when the lock has been taken, or could not be: `wait` returns then."""
-        outcome: list[bool | Exception] = []
-        # The caller may give up, close its own, and get the number anew for something else.
-        own_fd = flock.duplicated(fd)
-
-        def block() -> None:
-            try:
-                flock.lock(own_fd, shared=shared)
-                outcome.append(True)
-            except Exception as error:  # noqa: BLE001  it is raised in the thread that waits
-                outcome.append(error)
-            os.close(own_fd)
-            try:
-                os.write(self._write_fd, bytes([WOKEN]))
-            except OSError:
-                pass
-
+    def lock_in_thread(self, fd: int, *, shared: bool = False) -> Waiter:
+        """Return a waiter whose `outcome` gets one item when the lock has been taken, or could not be: `wait` returns then."""
+        waiter = Waiter(fd, shared=shared, wake_fd=self._write_fd)
         before = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
         try:
-            _thread.start_new_thread(block, ())
+            _thread.start_new_thread(waiter.run, ())
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        return outcome
+        return waiter
+
+
+class Waiter:
+    """A thread in the kernel's queue for a lock. What it gets when nobody wants it any more, it gives back."""
+
+    is_left_behind = False  # one of them may still wait though nobody wants the lock
+
+    def __init__(self, fd: int, *, shared: bool, wake_fd: int) -> None:
+        self.outcome: list[bool | Exception] = []
+        self.is_begun = False
+        self._is_abandoned = False
+        self._deciding = _thread.allocate_lock()
+        # The caller may give up, close its own, and get the number anew for something else.
+        self._fd = flock.duplicated(fd)
+        self._shared = shared
+        self._wake_fd = wake_fd
+
+    def abandon(self) -> bool:
+        """Want the lock no more; False where there is an outcome already, which stands."""
+        with self._deciding:
+            self._is_abandoned = not self.outcome
+        Waiter.is_left_behind = Waiter.is_left_behind or self._is_abandoned
+        return self._is_abandoned
+
+    def run(self) -> None:
+        """Wait for the lock, in a thread of its own."""
+        with self._deciding:
+            self.is_begun = not self._is_abandoned
+        if self.is_begun:
+            self._lock()
+        os.close(self._fd)
+        try:
+            os.write(self._wake_fd, bytes([WOKEN]))
+        except OSError:
+            pass
+
+    def _lock(self) -> None:
+        outcome: bool | Exception = True
+        try:
+            flock.lock(self._fd, shared=self._shared)
+        except Exception as error:  # noqa: BLE001  it is raised in the thread that waits
+            outcome = error
+        with self._deciding:
+            if not self._is_abandoned:
+                self.outcome.append(outcome)
+            elif outcome is True:
+                flock.unlock(self._fd)  # closing would leave it to a client, whose open file description this may be
 
 
 def _raise_ending(numbers: Iterable[int]) -> None:

@@ -61,12 +61,12 @@ def _failure(command: Sequence[str], error: OSError) -> CommandError:
     if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG} and not is_there:
         is_line = len(command) == 1 and " " in command[0]
         hint = (
-            "the whole line is one word; take the quotes away, or use: sh -c"
+            "the whole command was passed as one word; remove the quotes, or use: sh -c"
             if is_line
             else "is it installed, and on PATH?"
         )
         return CommandNotFoundError(f"{name}: command not found; {hint}")
-    hint = "; is it meant to be run: chmod +x?" if error.errno == errno.EACCES else ""
+    hint = "; if it should be executable: chmod +x" if error.errno == errno.EACCES else ""
     return CommandNotExecutableError(f"{name}: cannot be executed: {error.strerror}{hint}")
 
 

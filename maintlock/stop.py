@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from maintlock import custody, events, locktable, observe, pending, process, signals, survivors
+from maintlock import line as line_file
 from maintlock.command import Command, add_places, read_places, seconds
 from maintlock.errors import UnavailableError, UsageError
 from maintlock.identity import default_owner
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     from maintlock.paths import Places
     from maintlock.process import Stat
 
+LOOKS = 10
 LOOK_SECONDS = 0.05
+UNSEEN = 0  # the locker is gone, or of another pid namespace
 AFTER_KILL_SECONDS = 10.0  # a killed process may have to come back from the disk first
 WRAPPER_SECONDS = 2.0  # what a wrapper needs to put the end on record once its job is gone
 
@@ -43,6 +46,20 @@ class Keepers:
     def all(self) -> tuple[Stat, ...]:
         """Everybody, the wrapper first."""
         return self.others if self.wrapper is None else (self.wrapper, *self.others)
+
+
+def read_kept(places: Places) -> tuple[Custody, Keepers]:
+    """Return whose the lease is, and who keeps it: nobody if it has changed hands again and again while we looked."""
+    looks = 0
+    while True:
+        line = line_file.read_path(places.lock)
+        found = custody.read_custody(places)
+        keepers = read_keepers(places, found)
+        looks += 1
+        if line_file.read_path(places.lock) == line:  # or a job of the next grant could be among them
+            return found, keepers
+        if looks == LOOKS:
+            return found, Keepers(wrapper=None, others=())
 
 
 def read_keepers(places: Places, found: Custody) -> Keepers:
@@ -76,23 +93,23 @@ def _read_carrying(places: Places, found: Custody) -> set[int]:
     carried = {
         carried.pid
         for carried in locktable.read_all_carried(places.lock)
-        if carried.is_on(lock) and carried.pid not in waiting and not _is_request(carried, found)
+        if carried.is_on(lock) and carried.pid not in waiting and _is_of_grant(carried, found)
     }
     if found.replaced is not None and found.grant is not None:  # its own lock is on the file that was replaced
         carried.add(found.grant.identity.pid)
     return carried
 
 
-def _is_request(carried: Carried, found: Custody) -> bool:
-    """Tell whether a process has taken the lock for itself although another's grant is on record."""
-    return found.grant is not None and carried.locker == carried.pid != found.grant.identity.pid
+def _is_of_grant(carried: Carried, found: Custody) -> bool:
+    """Tell whether a lock may be the one of the grant on record: a request that has won since, and its job, carry their own."""
+    return found.grant is None or carried.locker in {found.grant.identity.pid, UNSEEN}
 
 
-def stop(places: Places, *, grace_seconds: float) -> bool:
-    """End what keeps the lease now; False if something still does when everything has been tried."""
-    found = custody.read_custody(places)
-    lease_id = found.grant.lease_id if found.grant is not None else None
-    keepers = read_keepers(places, found)
+def stop(places: Places, stopped: str | None, *, grace_seconds: float) -> bool:
+    """End what keeps the lease under this grant (None: nobody knows which); False if something does when all has been tried."""
+    found, keepers = read_kept(places)
+    if _is_over(found, stopped):
+        return True
     _record(places, found)
     for stat in (keepers.wrapper,) if keepers.wrapper is not None else keepers.others:
         process.send_signal(stat, signals.TERM)
@@ -100,12 +117,21 @@ def stop(places: Places, *, grace_seconds: float) -> bool:
     kill_at = time.monotonic() + grace_seconds
     while time.monotonic() < kill_at + AFTER_KILL_SECONDS:
         time.sleep(LOOK_SECONDS)
-        found = custody.read_custody(places)
-        if found.state == "free" or (found.grant is not None and found.grant.lease_id != lease_id):
+        found, keepers = read_kept(places)
+        if _is_over(found, stopped):
             return True
         if time.monotonic() >= kill_at:
-            _kill(read_keepers(places, found), with_wrapper=time.monotonic() >= kill_at + WRAPPER_SECONDS)
+            _kill(keepers, with_wrapper=time.monotonic() >= kill_at + WRAPPER_SECONDS)
     return False
+
+
+def _is_over(found: Custody, lease_id: str | None) -> bool:
+    """Tell whether a grant keeps the lease no more."""
+    return found.state == "free" or _lease_id(found) != lease_id
+
+
+def _lease_id(found: Custody) -> str | None:
+    return found.grant.lease_id if found.grant is not None else None
 
 
 def _kill(keepers: Keepers, *, with_wrapper: bool) -> None:
@@ -122,7 +148,7 @@ def _record(places: Places, found: Custody) -> None:
         at=time.time(),
         lease=places.lease,
         task=grant.task if grant is not None else None,
-        lease_id=grant.lease_id if grant is not None else None,
+        lease_id=_lease_id(found),
         reason=f"maintlock stop by {default_owner()}",
         pid=os.getpid(),
     )
@@ -139,11 +165,11 @@ def _arguments(parser: ArgumentParser) -> None:
 
 def _run(said: Namespace) -> int:
     places = read_places(said)
-    found = custody.read_custody(places)
+    observe.check_places(places)
+    found, keepers = read_kept(places)
     if found.state == "free":
         print(f"nothing holds the {places.lease} lease")
         return 0
-    keepers = read_keepers(places, found)
     if not keepers.all:
         raise UnavailableError(
             f"the {places.lease} lease is {found.state}, and who keeps it cannot be proven from here"
@@ -154,7 +180,7 @@ def _run(said: Namespace) -> int:
     if not said.yes and not _is_confirmed(f"stop {task}: {keeping}? [y/N] "):
         print("nothing was stopped")
         return 1
-    if stop(places, grace_seconds=said.grace):
+    if stop(places, _lease_id(found), grace_seconds=said.grace):
         print(f"stopped {task}: {keeping}")
         return 0
     raise UnavailableError(f"{task} still holds the {places.lease} lease; see: maintlock status")
@@ -173,7 +199,8 @@ def _is_confirmed(question: str) -> bool:
 STOP = Command(
     description="End the job that keeps the lease, or what is left of one whose wrapper was killed: TERM, grace, KILL.",
     epilog="""\
-Exit codes: 0 stopped, or nothing held it; 1 not confirmed; 73 it could not be stopped.
+Exit codes: 0 stopped, or nothing held it; 1 not confirmed; 73 it could not be
+stopped; 77 refused for permissions.
 
 Examples
   maintlock stop

@@ -9,11 +9,20 @@ import os
 import sys
 import time
 
-from maintlock import flock, lease, names, options, outcome, process, signals, tokens
-from maintlock.ending import Ending
-from maintlock.errors import CommandError, Interrupted, LeaseHeld, MaintlockError, UsageError
+from maintlock import flock, lease, options, process, signals, tokens
+from maintlock.errors import CommandError, Interrupted, MaintlockError, UsageError
 from maintlock.job import DEFAULT_GRACE_SECONDS, Job, Settings
-from maintlock.program import Wish, at_edge, granted, print_about, read_environ, settle
+from maintlock.program import (
+    Wish,
+    at_edge,
+    clear_outcome,
+    finish,
+    granted,
+    print_about,
+    read_command_line,
+    read_environ,
+    write_not_run,
+)
 from maintlock.spawn import become
 from maintlock.terminal import is_foreground
 
@@ -23,10 +32,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from maintlock.lease import Joined, Lease
-    from maintlock.options import Options
     from maintlock.voice import Voice
-
-NOT_RUN = "not_run"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,15 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str], voice: Voice) -> int:
-    said = options.parse(argv)
-    voice.log_format = said.log_format
-    voice.verbosity = 1 if said.verbose else -1 if said.quiet else 0
+    said = read_command_line(argv, options.WRAP, voice)
     if said.help or said.version:
         return print_about(said, "maintlock-wrap")
     watch = signals.Signals(voice)
-    if said.outcome is not None:
-        outcome.clear(said.outcome)
-    grant, began = None, time.monotonic()
+    clear_outcome(said)
+    wish, grant, began = None, None, time.monotonic()
     try:
         options.check_together(said)
         wish = Wish(said, read_environ(), voice)
@@ -57,7 +60,7 @@ def _run(argv: Sequence[str], voice: Voice) -> int:
         return _run_job(wish, grant, watch)
     except MaintlockError as error:
         if grant is None:
-            _write_not_run(said, error, voice, waited_seconds=time.monotonic() - began)
+            write_not_run(said, wish, error, voice, waited_seconds=time.monotonic() - began)
         raise
 
 
@@ -94,13 +97,13 @@ def _run_job(wish: Wish, grant: Lease | Joined, watch: signals.Signals) -> int:
     except (CommandError, Interrupted) as error:
         stopped = isinstance(error, Interrupted)
         grant.record_begin()
-        _finish(wish, grant, Ending(outcome="stopped" if stopped else "failed", exit_code=error.exit_code))
+        finish(wish, grant, "stopped" if stopped else "failed", error.exit_code)
         raise
     grant.record_begin()
     if isinstance(grant, lease.Lease):
         grant.describe_job(job.pid)
     ending = job.run()
-    _finish(wish, grant, ending)
+    finish(wish, grant, ending.outcome, ending.exit_code)
     interrupted = signals.INT in {ending.signal, *watch.wait(0)} or job.was_interrupted
     if interrupted and (job.shares_group or is_foreground()):
         signals.die_of(signals.INT)  # or a loop around us would go on
@@ -125,44 +128,5 @@ def _run_exec(wish: Wish, grant: Lease | Joined, watch: signals.Signals) -> NoRe
         become(wish.said.command, tokens.merged(wish.environ, grant.environment(wish.environ, fd=passed)))
     except (CommandError, Interrupted) as error:
         stopped = isinstance(error, Interrupted)
-        _finish(wish, grant, Ending(outcome="stopped" if stopped else "failed", exit_code=error.exit_code))
+        finish(wish, grant, "stopped" if stopped else "failed", error.exit_code)
         raise
-
-
-def _finish(wish: Wish, grant: Lease | Joined, ending: Ending) -> None:
-    held_seconds = grant.held_seconds
-    event = grant.release(ending.outcome, ending.exit_code)
-    grant.record_end(event)
-    if wish.said.outcome is not None:
-        try:
-            outcome.write(
-                wish.said.outcome,
-                outcome=ending.outcome,
-                exit_code=ending.exit_code,
-                task=wish.task,
-                lease_id=grant.line.lease_id,
-                fence=grant.line.fence,
-                held_seconds=held_seconds,
-                waited_seconds=grant.waited_seconds,
-            )
-        except MaintlockError as error:
-            wish.voice.error(str(error))
-    settle(grant.places, wish.config.history, held_seconds)
-
-
-def _write_not_run(said: Options, error: MaintlockError, voice: Voice, *, waited_seconds: float) -> None:
-    if said.outcome is None:
-        return
-    held = error if isinstance(error, LeaseHeld) else None
-    try:
-        outcome.write(
-            said.outcome,
-            outcome="deferred" if held else "stopped" if isinstance(error, Interrupted) else NOT_RUN,
-            exit_code=error.exit_code,
-            task=said.task or names.task_from_npm(os.environ.get("npm_lifecycle_event", "")) or None,
-            reason_code=held.reason_code if held else None,
-            waited_seconds=held.waited_seconds if held else waited_seconds if isinstance(error, Interrupted) else 0.0,
-            holder=held.holder if held else None,
-        )
-    except MaintlockError as failure:
-        voice.error(str(failure))

@@ -66,6 +66,7 @@ def _arguments(parser: ArgumentParser) -> None:
 def _run(said: Namespace) -> int:
     settings = read_config(said)
     places = read_places(said, settings)
+    observe.check_places(places)
     wanted = should_yield(places, after_seconds=said.after, starved_after=settings.starved_after)
     return YES if wanted else NO
 
@@ -73,7 +74,7 @@ def _run(said: Namespace) -> int:
 SHOULD_YIELD = Command(
     description="Tell a job with checkpoints whether somebody waits for the lease, or another task is starved of it.",
     epilog="""\
-Exit codes: 0 yes, end at the next checkpoint; 1 go on.
+Exit codes: 0 yes, end at the next checkpoint; 1 go on; 77 refused for permissions.
 
 Examples
   while next_batch; do maintlock should-yield --after 1m && break; done

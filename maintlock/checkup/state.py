@@ -269,7 +269,7 @@ def _holder(facts: Facts, name: str, look: Custody) -> Iterable[Finding]:
         yield problem(f"{name}: {look.detail}", facts.stop_command(name))
         return
     pids = {grant.identity.pid, *([fields["job_pid"]] if fields is not None and fields.get("job_pid") else [])}
-    stopped = [row for row in (facts.table.get(pid) for pid in sorted(pids)) if row is not None and row.state in "Tt"]
+    stopped = [row for row in (facts.table.get(pid) for pid in sorted(pids)) if row is not None and row.is_stopped]
     if stopped:
         text = (
             f"{name}: {grant.task} has it and is stopped: {named(stopped)}; everyone else is blocked until it resumes"

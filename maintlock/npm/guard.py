@@ -8,8 +8,8 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
-from maintlock import config, wholefile
-from maintlock.command import Command, working_directory
+from maintlock import config, paths, wholefile
+from maintlock.command import Command
 from maintlock.errors import MaintlockError, UsageError
 from maintlock.model import record
 from maintlock.names import EXPECTED_TASK, is_task_name
@@ -48,7 +48,7 @@ def run(said: Namespace) -> int:
     """Run `maintlock guard`, and return its exit code."""
     if said.json and not said.list:
         raise UsageError("--json goes with --list; see: maintlock guard --help")
-    path = package_json.find(said.package_json, working_directory())
+    path = package_json.find(said.package_json, paths.working_directory())
     package = package_json.read(path)
     if said.list:
         return _list(package, said)
@@ -289,7 +289,7 @@ def _about_workspace(path: str) -> str:
 
 
 def _shown(path: str) -> str:
-    relative = os.path.relpath(path, working_directory())
+    relative = os.path.relpath(path, paths.working_directory())
     return printable(path if relative.startswith("..") else relative)
 
 

@@ -10,8 +10,8 @@ import sys
 import tempfile
 from typing import TYPE_CHECKING
 
-from maintlock import config, wholefile
-from maintlock.command import Command, working_directory
+from maintlock import config, paths, wholefile
+from maintlock.command import Command
 from maintlock.errors import RefusedError, UsageError
 from maintlock.model import record, replace
 from maintlock.names import task_from_npm
@@ -109,7 +109,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(said: Namespace) -> int:
     """Run `maintlock init`, and return its exit code."""
     try:
-        package = package_json.read(package_json.find(said.package_json, working_directory()))
+        package = package_json.read(package_json.find(said.package_json, paths.working_directory()))
     except package_json.NoPackageError as error:
         if not said.show:
             raise UsageError(f"{error}; without npm, begin with: maintlock init --print > {config.FILE_NAME}") from None
@@ -218,7 +218,9 @@ def _check_place(path: str, *, is_forced: bool) -> None:
 
 
 def _tell(path: str, found: Sequence[Task], package: PackageJson) -> None:
-    lines = [f"{os.path.relpath(path, working_directory())}: written, with {len(found)} task{'s' * (len(found) != 1)}"]
+    lines = [
+        f"{os.path.relpath(path, paths.working_directory())}: written, with {len(found)} task{'s' * (len(found) != 1)}"
+    ]
     lines += [f"  {task.name}: npm run {task.script}" for task in found]
     lines += _notes(path, found, package)
     sys.stdout.write("".join(f"{printable(line, 4000)}\n" for line in lines))

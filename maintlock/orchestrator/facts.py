@@ -27,7 +27,6 @@ OUTSIDE_SECONDS = 15.0  # between two looks at all processes, while nothing heav
 SETTLED_SECONDS = 0.1  # a file that changed less than that ago may change again at the same tick of its clock
 FILES = (*PENDING_FILES, DATABASE, f"{DATABASE}-wal")
 QUEUED_SECONDS = 10.0  # so long is somebody believed to wait for a lease that is free
-STOPPED = "Tt"  # of a process's states, proc_pid_stat(5)
 NO_STATE = TaskState()
 
 
@@ -139,7 +138,7 @@ def gates_of(jobs: Mapping[str, Started]) -> dict[str, Gate]:
 def _is_stopped(pid: int) -> bool:
     """Tell whether a process is stopped: then nobody has to wait for it."""
     stat = process.read_stat(pid)
-    return stat is not None and stat.state in STOPPED
+    return stat is not None and stat.is_stopped
 
 
 class Processes:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from maintlock import launch, line, paths, signals, tokens
-from maintlock.command import Command, add_places, read_config, read_places, seconds, task_name, working_directory
+from maintlock.command import Command, add_places, read_config, read_places, seconds, task_name
 from maintlock.errors import EXIT_SIGNAL_BASE, Interrupted, UsageError
 from maintlock.reposync.cascade import OWN_TASK
 from maintlock.reposync.git import DEFAULT_TIMEOUT_SECONDS
@@ -119,7 +119,7 @@ def _become_guarded(argv: list[str]) -> NoReturn:
 def _run(said: Namespace) -> int:
     settings = read_config(said)
     places = read_places(said, settings)
-    roots = roots_of(said.roots, settings, working_directory())
+    roots = roots_of(said.roots, settings, paths.working_directory())
     then = then_of(said.then, settings)
     is_guarded = said.guarded and tokens.parsed(os.environ.get(tokens.HELD, ""))  # or it would start itself for ever
     if not is_guarded and not is_inside(os.environ, places.directory, os.getsid(0)):

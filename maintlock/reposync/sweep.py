@@ -6,7 +6,6 @@ import os
 from typing import TYPE_CHECKING
 
 from maintlock import launch, parents, paths, redact
-from maintlock.command import working_directory
 from maintlock.errors import MaintlockError
 from maintlock.jsontext import encoded_object
 from maintlock.reposync import owed
@@ -68,7 +67,7 @@ class Pass:
         if self.said.json:
             text = encoded_object({name: getattr(result, name) for name in Result.__annotations__})
         else:
-            text = line_of(result, shown_root(root, working_directory()))
+            text = line_of(result, shown_root(root, paths.working_directory()))
         print(text, flush=True)
         return result
 

@@ -168,20 +168,20 @@ def test_inside_a_job_of_another_task_it_joins(lock: Lock, script: Scripts, node
     assert (outer["task"], nested["task"], nested["parent_task"]) == ("primary-dev-sync", "backup", "primary-dev-sync")
 
 
-def test_inside_a_python_block_it_joins(lock: Lock, script: Scripts, node: str) -> None:
-    """Inside a Python block of the same task the script joins, so that the block's end waits for it."""
+def test_inside_a_python_block_it_is_part_of_that(lock: Lock, script: Scripts, node: str) -> None:
+    """Inside a Python block of the same task nothing is started a second time, and the block's end waits for the script."""
     code = (
         "import maintlock, os, subprocess, sys\nwith maintlock.hold('backup') as lease:\n"
         "    job = subprocess.Popen(sys.argv[1:], env=os.environ | lease.env, stdout=subprocess.PIPE, stdin=subprocess.PIPE)\n"
         "    job.stdout.readline(), job.stdin.close()\n"
+        "print(job.poll())\n"
     )
     slow = "console.log('ready');\nfor await (const _ of process.stdin);\nsetTimeout(() => console.log('over'), 100);\n"
 
     done = run(lock, str(BIN / "python"), "-c", code, node, script(slow))
 
-    assert done.returncode == 0, done.stderr
-    events = ["acquired", "nested_started", "nested_finished", "released"]
-    assert [row["event"] for row in lock.history()] == events
+    assert (done.stdout, done.stderr) == ("0\n", "")
+    assert rows(lock) == [("acquired", "backup", None), ("released", "backup", "completed")]
 
 
 @pytest.mark.parametrize("left_by", ["", "setsid "], ids=["same session", "daemon"])
@@ -218,12 +218,12 @@ def test_a_daemon_of_a_running_job_asks_anew(lock: Lock, script: Scripts, node: 
 @pytest.mark.parametrize(
     "change",
     [
-        {"MAINTLOCK_LEASE_ID": "0" * 32},
         {"MAINTLOCK_HELD": "x"},
-        {"MAINTLOCK_LEASE": "../x"},
+        {"MAINTLOCK_HELD": f"heavy-maintenance:{'0' * 32}:SESSION"},
+        {"MAINTLOCK_HELD": "../x:ab:SESSION"},
         {"MAINTLOCK_STATE_DIR": "none"},
     ],
-    ids=lambda change: next(iter(change)),
+    ids=["no grant", "another grant", "a path", "another directory"],
 )
 def test_a_token_that_is_not_whole_is_not_believed(
     lock: Lock, script: Scripts, node: str, change: dict[str, str], tmp_path: Path
@@ -232,7 +232,9 @@ def test_a_token_that_is_not_whole_is_not_believed(
     other = {name: str(tmp_path / value) if name == "MAINTLOCK_STATE_DIR" else value for name, value in change.items()}
     words = [f"{name}={value}" for name, value in other.items()]
 
-    done = run(lock, WRAP, "-t", "backup", "--", "env", *words, node, script("console.log(process.ppid);\n"))
+    guarded = 'here=$(cut -d" " -f6 /proc/self/stat); exec env "$(echo "$1" | sed "s/SESSION/$here/")" "$2" "$3"'
+    path = script("console.log(process.ppid);\n")
+    done = run(lock, WRAP, "-t", "backup", "--", "sh", "-c", guarded, "sh", *words, node, path)
 
     (acquired, *_) = lock.history(event="acquired")
     assert done.returncode == 0, done.stderr
@@ -264,6 +266,16 @@ def test_a_process_is_guarded_once(lock: Lock, script: Scripts, node: str) -> No
     done = run(lock, node, script(f"import './part.mjs';\n{SAY_GRANT}"))
 
     assert done.stdout.startswith("ran backup ")
+    assert rows(lock) == [("acquired", "backup", None), ("released", "backup", "completed")]
+
+
+def test_what_else_the_environment_says_is_not_read(lock: Lock, script: Scripts, node: str) -> None:
+    """Which grant a script is part of stands in `MAINTLOCK_HELD`, and of which task that is in the lock file (L8)."""
+    forged = ("env", "MAINTLOCK_TASK=x", "MAINTLOCK_LEASE=x", "MAINTLOCK_LEASE_ID=x")
+
+    done = run(lock, WRAP, "-t", "backup", "--", *forged, node, script("console.log('ran');\n"))
+
+    assert done.stdout == "ran\n"
     assert rows(lock) == [("acquired", "backup", None), ("released", "backup", "completed")]
 
 

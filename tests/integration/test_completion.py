@@ -85,7 +85,7 @@ def completed(lock: Lock, project: Path, bash_script: Path) -> Completed:
         (["maintlock", "completion", ""], ["bash", "zsh", "fish", "-h", "--help"]),
         (["maintlock", "run", "--task", "kb"], ["kbSync"]),
         (["maintlock", "hold", "-t", "b"], ["backup"]),
-        (["maintlock", "hold", "--out"], []),
+        (["maintlock", "hold", "--max"], []),
         (["maintlock-wrap", "-t", ""], ["kbSync", "backup"]),
         (["/opt/bin/maintlock-wrap", "-t", "kb"], ["kbSync"]),
         (["maintlock-wrap", "--task", "=", "kb"], ["kbSync"]),

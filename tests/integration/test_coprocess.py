@@ -8,11 +8,12 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.protocol import crash, ends, is_locked, kill, places, told, until_gone, waiting
+from tests.protocol import crash, ends, is_locked, kill, places, told, until_gone, until_queued, waiting
 from tests.support import MAINTLOCK, PATIENCE_SECONDS, Lock, Running, until
 
 # A client in a process of its own: starts `hold` on its descriptor of the lock file, and tells what that says.
@@ -22,7 +23,7 @@ path, *argv = sys.argv[1:]
 fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
 helper = subprocess.Popen([*argv, "--fd", str(fd)], pass_fds=[fd], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 print(helper.pid, helper.stdout.readline().decode(), end="", flush=True)
-sys.stdin.read()
+helper.communicate(sys.stdin.buffer.read())
 """
 
 
@@ -128,7 +129,7 @@ def test_the_descriptor_is_locked(lock: Lock) -> None:
     until(lambda: lock.status()["state"] == "orphaned")
 
     assert f"held by survivors of dream (pids {client.pid})" in refusal(lock)
-    assert f"of its job pid {client.pid} (" in lock.status()["detail"]
+    assert f"pid {client.pid} (" in lock.status()["detail"]
     crash(client)
 
     assert refusal(lock) == ""
@@ -142,7 +143,7 @@ def test_the_clients_descriptor_counts_where_the_lock_file_is_replaced(lock: Loc
     until_gone(helper)
     os.unlink(places(lock).lock)
 
-    assert f"of its job pid {client.pid} (" in lock.status()["detail"]
+    assert f"pid {client.pid} (" in lock.status()["detail"]
     assert f"held by survivors of dream (pids {client.pid})" in refusal(lock)
     assert [row["reason_code"] for row in told(lock, event="collision")] == ["lockfile_replaced"]
     crash(client)
@@ -160,6 +161,46 @@ def test_a_killed_client_leaves_its_end_unknown(lock: Lock, attempt: int) -> Non
     until_gone(helper)
 
     assert ends(lock) == [("dream", "released", "unknown")]
+    assert [row["exit_code"] for row in told(lock, event="released")] == [None]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "outcome"), [(b"0\n", 0, "completed"), (b"3\n", 3, "failed"), (None, None, "unknown")]
+)
+def test_the_outcome_file(lock: Lock, tmp_path: Path, words: bytes | None, code: int | None, outcome: str) -> None:
+    """With `--outcome` the end is told there as by the wrapper; of an end that nobody saw no exit code is invented."""
+    path = tmp_path / "outcome.json"
+    path.write_text("{}")
+    client, helper, said = start_client(lock, "--outcome", str(path))
+    assert not path.exists()
+    if words is None:
+        client.signal(signal.SIGKILL)
+    else:
+        client.popen.communicate(words)
+    until_gone(helper)
+
+    found = json.loads(path.read_text())
+    about = (found["outcome"], found["exit_code"], found["task"], found["lease_id"])
+    assert about == (outcome, code, "dream", said["lease_id"])
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "outcome"),
+    [(["-E", "9"], 9, "deferred"), (["--", "true"], 64, "not_run"), (["--nonsense"], 64, "not_run")],
+    ids=["deferred", "command", "option"],
+)
+def test_the_outcome_file_where_there_is_no_grant(
+    lock: Lock, tmp_path: Path, options: list[str], code: int, outcome: str
+) -> None:
+    """A deferral and a wrong command line are told in the outcome file, too."""
+    lock.hold("backup", start_new_session=True)
+    path = tmp_path / "outcome.json"
+    path.write_text("{}")
+
+    assert start(lock, "--outcome", str(path), *options).end()[0] == code
+
+    found = json.loads(path.read_text())
+    assert (found["outcome"], found["exit_code"], found["task"]) == (outcome, code, "dream")
 
 
 def test_a_signal_is_passed_on_to_the_client(lock: Lock) -> None:
@@ -303,7 +344,6 @@ def test_a_client_that_leaves_the_queue(lock: Lock) -> None:
     [
         ["--exec"],
         ["-o"],
-        ["--outcome", "x"],
         ["--max-runtime", "1s"],
         ["--stop-grace", "1s"],
         ["--", "true"],
@@ -324,6 +364,17 @@ def test_without_standard_input(lock: Lock) -> None:
 
     assert running.popen.wait(PATIENCE_SECONDS) == 0
     assert ends(lock) == [("dream", "released", "completed")]
+
+
+def test_without_standard_input_behind_a_waiter(lock: Lock) -> None:
+    """A request that does not wait is told that others do, also with standard input at its end from the start."""
+    lock.hold("backup", start_new_session=True)
+    until_queued(lock, start(lock, "--wait", "forever", task="first"))
+
+    code, said, err = start(lock, "-E", "9", stdin=subprocess.DEVNULL).end()
+
+    assert (code, json.loads(said)["reason_code"]) == (9, "queued")
+    assert "dream deferred due to active heavy-maintenance lease: held by backup (" in err
 
 
 def test_help(lock: Lock) -> None:

@@ -140,7 +140,7 @@ def test_a_stale_token_is_no_lease(lock: Lock) -> None:
     env = lock.env(MAINTLOCK_HELD=f"{LEASE}:{lease_id}:{os.getsid(0)}", MAINTLOCK_TASK="forged")
     done = lock.wrap("-t", "kbSync", "--", "echo", "ran", env=env)
     assert done.stdout == "ran\n"
-    assert done.stderr == "maintlock: kbSync: the lease of parent that this was started under has ended; asking anew\n"
+    assert done.stderr == "maintlock: kbSync: the lease it was started under (parent) has ended; requesting it again\n"
     row = told(lock, event="token_stale")[0]
     assert (row["task"], row["lease_id"], row["parent_task"]) == ("kbSync", lease_id, "parent")
     assert ends(lock)[2:] == [("kbSync", "released", "completed")]
@@ -152,7 +152,7 @@ def test_a_name_in_the_environment_is_not_believed(lock: Lock) -> None:
     run_inside(lock, script)
     assert [row["parent_task"] for row in told(lock, event="nested_finished")] == ["outer"]
     env = lock.env(MAINTLOCK_HELD=f"{LEASE}:{'ab' * 16}:{os.getsid(0)}", MAINTLOCK_TASK="forged")
-    assert "the lease that this was started under" in lock.wrap("-t", "x", "--", "true", env=env).stderr
+    assert "the lease it was started under has ended" in lock.wrap("-t", "x", "--", "true", env=env).stderr
     assert [row["parent_task"] for row in told(lock, event="token_stale")] == [None]
 
 
@@ -169,7 +169,7 @@ def test_the_parent_is_over_and_another_has_it(lock: Lock) -> None:
     orphan.popen.stdin.close()  # type: ignore[union-attr]  # a pipe, as it was started
     assert orphan.until_line("code") == "code 9"
     err = orphan.popen.stderr.read().decode()  # type: ignore[union-attr]  # a pipe, as it was started
-    assert "the lease of primary-dev-sync that this was started under has ended" in err
+    assert "the lease it was started under (primary-dev-sync) has ended" in err
     assert f"kbSync {SAYS_HELD}backup (" in err
     row = told(lock, event="deferred")[0]
     assert (row["task"], row["blocked_by"], row["parent_task"]) == ("kbSync", "backup", "primary-dev-sync")
@@ -235,10 +235,10 @@ def test_a_joined_job_survives_its_parents_crash(lock: Lock) -> None:
 def test_a_joined_job_without_environment_survives_too(lock: Lock) -> None:
     """What has joined is known by its lock alone: it keeps the lease after a crash although its environment is stripped."""
     nested = f'env -i PATH="$PATH" {WRAP} --state-dir {lock.directory} -t kbSync -- env -i sh -c "echo ready \\$PPID \\$\\$; read x"'
-    with joined_in_a_crashed_job(lock, nested):
+    with joined_in_a_crashed_job(lock, nested) as (_, wrapper, _):
         done = lock.wrap("-t", "other", "-E", "9", "--", "true")
         assert done.returncode == 9
-        assert f"{SAYS_HELD}a job that joined outer and still runs" in done.stderr
+        assert f"{SAYS_HELD}survivors of outer (pids {wrapper})" in done.stderr
         assert told(lock, event="deferred")[0]["reason_code"] == "survivors"
         assert not is_locked(places(lock).lock)
         before = line_of(lock)

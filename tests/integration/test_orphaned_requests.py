@@ -61,9 +61,9 @@ def test_a_joined_job_alone_keeps_the_lease(lock: Lock) -> None:
     crash(holder, main)
     found = lock.status()
     assert (found["state"], found["nested"][0]["pid"]) == ("orphaned", nested["pid"])
-    assert f"of the jobs that joined it pid {nested['pid']} (maintlock-wrap) works on" in found["detail"]
+    assert f"pid {nested['pid']} (maintlock-wrap) of the jobs that joined it is still running" in found["detail"]
     done = lock.wrap("-t", "next", "-E", "9", "--", "echo", "ran")
-    assert done.returncode == 9
+    assert done.returncode == 9 and f"held by survivors of outer (pids {nested['pid']})" in done.stderr
     stopped = subprocess.run(
         [MAINTLOCK, "stop", "--yes"], env=lock.env(), capture_output=True, text=True, timeout=PATIENCE_SECONDS
     )

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import threading
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
 
 import maintlock
+from maintlock import flock, parts
+from maintlock.lease import Lease
 from tests.protocol import PROBES, PYTHON, ends, kill, told, until_gone
 from tests.support import Lock, Running, until
 
@@ -74,3 +82,26 @@ def test_the_job_of_a_killed_joined_wrapper_keeps_the_lease(lock: Lock) -> None:
     kill(pids[0])
     thread.join()
     assert [row["outcome"] for row in told(lock, event="released")] == ["completed"]
+
+
+def test_who_joins_is_excluded_before_the_last_look(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What a joined job leaves behind is seen: nobody can join during a look, and while something works anybody can."""
+    nested, other = (flock.open_file(str(tmp_path / "x.nested")) for _ in range(2))
+    at_work = [True, False]
+    can_join: list[bool] = []
+
+    def look(_: Lease) -> bool:
+        can_join.append(flock.try_lock(other, shared=True))
+        return at_work.pop(0)
+
+    def pause(_: float) -> None:
+        can_join.append(flock.try_lock(other, shared=True))
+        flock.unlock(other)
+
+    monkeypatch.setattr(parts, "is_at_work", look)
+    grant = SimpleNamespace(nested_fd=nested, try_exclude_joined=lambda: flock.try_lock(nested))
+    parts.wait(cast("Lease", grant), pause=pause)
+
+    assert can_join == [False, True, False]
+    os.close(nested)
+    os.close(other)

@@ -129,8 +129,9 @@ def test_survivors_of_a_replaced_file_are_named(lock: Lock) -> None:
         assert done.returncode == 9
         assert f"held by survivors of backup (pids {survivor})" in done.stderr
         assert told(lock, event="deferred")[0]["blocked_by"] == "backup"
-        assert f"backup, pid {lock.sidecar()['pid']}) is dead; of its job pid {survivor} (sleep) works on" in str(
-            lock.status()["detail"]
+        assert (
+            f"backup, pid {lock.sidecar()['pid']}) is dead; pid {survivor} (sleep) of its job is still running"
+            in str(lock.status()["detail"])
         )
 
 

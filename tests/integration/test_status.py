@@ -221,7 +221,7 @@ def test_leaked_descriptor_is_told_from_a_survivor(lock: Lock, end_later: Callab
     (job,) = [pid for pid in children(running.pid) if pid != daemon]
     kill(running)
     both = lock.status()["detail"]
-    assert f"of its job pid {job} (sh)" in both and f"outside the job pid {daemon} (sleep)" in both
+    assert f"pid {job} (sh) of its job" in both and f"outside the job pid {daemon} (sleep)" in both
     os.kill(job, signal.SIGKILL)
     until(lambda: not state_of(job))
     found = lock.status()
@@ -299,7 +299,7 @@ def test_client_and_its_helper(lock: Lock) -> None:
     until(lambda: not state_of(helper))
     found = lock.status()
     assert found["state"] == "orphaned"
-    assert f"of its job pid {client.pid} " in found["detail"]
+    assert f"pid {client.pid} (" in found["detail"]
     kill(client)
     assert lock.status()["state"] == "free"
 
@@ -419,7 +419,7 @@ def test_a_state_directory_removed_under_its_holder(lock: Lock) -> None:
     shutil.rmtree(lock.directory)
     found = lock.status()
     assert (found["state"], found["holder"], found["sidecar"]) == ("orphaned", None, "missing")
-    assert found["detail"].startswith(f"{lock.directory} was removed") and f"of its job pid {job} (" in found["detail"]
+    assert found["detail"].startswith(f"{lock.directory} was removed") and f"pid {job} (" in found["detail"]
     assert not lock.directory.exists()
     assert f"(pids {job})" in lock.wrap("-t", "x", "-E", "9", "--", "true").stderr
     shutil.rmtree(lock.directory)
@@ -551,6 +551,21 @@ def test_refused_where_others_may_write(lock: Lock, command: str) -> None:
     assert "chmod" in done.stderr
 
 
+@pytest.mark.parametrize("name", ["orchestrator.json", f"{LEASE}.queue", f"{LEASE}.nested", "ledger.pending.1"])
+def test_all_refuse_alike(lock: Lock, name: str) -> None:
+    """What everybody may write to of ours is refused by whoever works with it or only looks, with the same words (77)."""
+    lock.directory.mkdir(mode=0o700)
+    (lock.directory / name).write_text("{}")
+    (lock.directory / name).chmod(0o666)
+    said = {lock.wrap("-t", "x", "--", "true").stderr}
+    for command in ("status", "history", "health"):
+        done = show(lock, command, "--json")
+        assert (done.returncode, done.stdout) == (77, "")
+        said.add(done.stderr)
+    (words,) = said
+    assert f"{name}: everybody may write to it; run: chmod go-w " in words
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
 def test_refused_where_it_belongs_to_somebody_else(lock: Lock) -> None:
     """A state directory of somebody else's is refused by name."""
@@ -569,7 +584,8 @@ def test_odd_things_in_place_of_records(lock: Lock) -> None:
     assert (lock.status()["state"], lock.status()["sidecar"]) == ("held", "unreadable")
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(lock.directory / "ledger.db"))
-    assert show(lock, "status").returncode == 77
+    done = show(lock, "status", "--json")
+    assert (done.returncode, "ledger.db: is not a regular file" in json.loads(done.stdout)["detail"]) == (0, True)
 
 
 def test_reader_that_leaves_early(lock: Lock) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from maintlock import events, pending, process
+from maintlock import custody, events, pending, process
+from maintlock import stop as stopping
 from maintlock.times import rfc3339
 from tests.protocol import (
     LEASE,
@@ -151,7 +152,7 @@ def test_a_stopped_wrapper_and_job_are_woken_to_end(lock: Lock) -> None:
 
 
 def test_survivors_are_stopped(lock: Lock) -> None:
-    """After wrapper and npm were killed, what works on is stopped, and the grant was lost (L2)."""
+    """After wrapper and npm were killed, what works on is stopped, and so the grant is on record (L2)."""
     with survivor_of_a_crash(lock, "backup") as survivor:
         assert lock.status()["state"] == "orphaned"
         done = stop(lock)
@@ -159,7 +160,7 @@ def test_survivors_are_stopped(lock: Lock) -> None:
         assert f"(pid {survivor})" in done.stdout
         until_gone(survivor)
     assert_free(lock)
-    assert ends(lock)[0] == ("backup", "stale_cleaned", "lost")
+    assert ends(lock)[0] == ("backup", "released", "stopped")
     assert_each_grant_ended_once(lock)
 
 
@@ -216,6 +217,7 @@ def test_a_library_holder_is_stopped(lock: Lock) -> None:
     holder.popen.wait()
     assert holder.popen.returncode == -signal.SIGTERM
     assert_free(lock)
+    assert ends(lock)[0][1:] == ("released", "stopped")
 
 
 def library_holder(lock: Lock) -> Running:
@@ -241,6 +243,7 @@ def test_a_command_that_became_the_holder_is_stopped(lock: Lock) -> None:
     holder.popen.wait()
     assert holder.popen.returncode == -signal.SIGTERM
     assert_free(lock)
+    assert ends(lock)[0][1:] == ("released", "stopped")
 
 
 def replaced(path: Path) -> None:
@@ -372,6 +375,37 @@ def test_other_leases_are_not_touched(lock: Lock) -> None:
     assert_stopped(stop(lock, "--lease", "light"), "light")
     assert light.end()[0] == 143
     assert heavy.popen.poll() is None
+
+
+def test_a_waiter_that_wins_meanwhile_is_left_alone(lock: Lock) -> None:
+    """Who has got the lease since it was looked at is none of those who keep it, nor is its job."""
+    first = lock.hold("first")
+    found = custody.read_custody(places(lock))
+    first.end()
+    lock.hold("second")
+    assert stopping.read_keepers(places(lock), found).all == ()
+    assert stopping.stop(places(lock), found.grant.lease_id if found.grant else None, grace_seconds=0)
+    assert told(lock, event="stop_requested") == []
+
+
+def test_who_keeps_the_lease_is_known_only_while_the_line_stands(lock: Lock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a lease that changes hands at each look nobody is ended: they could be of the next grant."""
+    lock.hold("backup")
+    lines = iter(range(100))
+    monkeypatch.setattr(stopping.line_file, "read_path", lambda _: next(lines))
+    monkeypatch.setattr(stopping.custody, "read_custody", lambda _: custody_found)
+    custody_found = custody.Custody(state="held", sidecar="missing")
+    assert stopping.read_kept(places(lock))[1].all == ()
+
+
+@pytest.mark.parametrize("command", ["stop", "should-yield"])
+def test_an_untrusted_state_directory_is_refused(lock: Lock, command: str) -> None:
+    """In a state directory that everybody may write to, nobody is ended and nobody is believed (77)."""
+    holder = lock.hold("backup")
+    lock.directory.chmod(0o777)
+    done = run(lock, command, *(["--yes"] if command == "stop" else []))
+    assert done.returncode == 77 and "everybody may write to it; run: chmod go-w" in done.stderr
+    assert holder.popen.poll() is None
 
 
 def test_from_inside_the_job(lock: Lock) -> None:

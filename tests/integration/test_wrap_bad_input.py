@@ -431,7 +431,7 @@ def test_a_token_of_a_grant_that_is_none(lock: Headless, tmp_path: Path, state_d
         arguments = ("-c", script, "sh", task, WRAP, "-t", "x", "-E", "9", "--state-dir", str(lock.directory), "--")
         code, out, err = lock.start(*arguments, "echo", "ran", program="sh").end()
         assert (code, out) == (0, "ran\n")
-        assert err.count("\n") == 1 and is_decent(err) and "has ended; asking anew" in err
+        assert err.count("\n") == 1 and is_decent(err) and "has ended; requesting it again" in err
         assert len(lock.history(event="token_stale", lease_id="0123abcd")) >= 1
     lock.hold()
     code, out, err = lock.start(*arguments, "echo", "ran", program="sh").end()

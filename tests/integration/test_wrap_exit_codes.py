@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import grp
+import json
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.headless import Headless, headless_in
-from tests.support import WRAP, until
+from tests.support import MAINTLOCK, WRAP, until
 
 IS_ROOT = os.geteuid() == 0
 as_root = pytest.mark.skipif(not IS_ROOT, reason="needs root: mounts, or gives files to others")
@@ -142,7 +143,7 @@ USAGE = [
     (["-t", "x", "--quiet=yes", "--", "true"], "--quiet takes no value"),
     (["-t", "x", "--nowait", "--", "true"], "unknown option --nowait"),
     (["-x", "--", "true"], "unknown option -x"),
-    (["-t", "x", "-F", "-o", "--", "true"], "what --close asks for"),
+    (["-t", "x", "-F", "-o", "--", "true"], "the descriptor that --close takes away"),
     (["-t", "x", "-F", "--outcome", "OUTCOME", "--", "true"], "what --outcome asks for"),
     (["-t", "x", "-F", "--max-runtime", "1s", "--", "true"], "what --max-runtime asks for"),
     (["-t", "x", "-F", "--stop-grace", "1s", "--", "true"], "what --stop-grace asks for"),
@@ -236,6 +237,35 @@ def test_a_fault_of_ours(lock: Headless, ran: Path, fault: str) -> None:
     assert err.startswith("maintlock: internal error: ") and "Traceback" not in err and "\x1b" not in err
     assert err.count("\n") == 1
     assert not ran.exists()
+
+
+ODD: Mapping[str, tuple[str, Callable[[Path], object]]] = {
+    "a directory for the database": ("ledger.db", Path.mkdir),
+    "a symlink for its log": ("ledger.db-wal", lambda path: path.symlink_to(path.parent.parent / "target")),
+    "a FIFO for what waits": ("ledger.pending", os.mkfifo),
+    "a symlink for the count": ("ledger.dropped", lambda path: path.symlink_to(path.parent.parent / "target")),
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_an_odd_ledger_stops_no_job(lock: Headless, what: str) -> None:
+    """Whatever stands in the place of the ledger, the job runs, nothing is written through it, and readers say so (R6, R18)."""
+    name, make = ODD[what]
+    lock.directory.mkdir(mode=0o700)
+    target = lock.directory.parent / "target"
+    target.write_text("theirs")
+    make(lock.directory / name)
+    for _ in range(2):
+        assert lock.wrap("-t", "x", "--", "true").returncode == 0
+    assert target.read_text() == "theirs"
+    if name == "ledger.dropped":
+        return
+    assert f"{name}: is not a regular file" in lock.status()["detail"]
+    for command, code in (("history", 73), ("health", 2)):
+        argv = [MAINTLOCK, command, "--json", "--config", "none"]
+        done = subprocess.run(argv, env=lock.env(), capture_output=True, text=True, check=False)
+        assert (done.returncode, "is not a regular file" in done.stdout + done.stderr) == (code, True)
+        assert command == "history" or json.loads(done.stdout)["status"] == "unknown"
 
 
 def test_a_fault_of_the_ledger_is_none_of_the_jobs(lock: Headless) -> None:

@@ -120,7 +120,7 @@ def test_daemons_are_named_at_v(lock: Headless, gate: Gate) -> None:
         assert running.popen.stdin is not None
         running.popen.stdin.close()
         if options:
-            said = running.until_line("runs on in a session of its own, and does not keep the lease")
+            said = running.until_line("still running in its own session, without keeping the lease")
             assert f"(pid {left})" in said
         assert running.popen.wait(PATIENCE_SECONDS) == 3
         gate.open()
@@ -199,7 +199,7 @@ def test_leftovers_are_named_once_after_a_second(lock: Headless, gate: Gate) -> 
     running = lock.patched(patch, "-t", "x", "--", "sh", "-c", LEAVE, "sh", gate.path, stderr=subprocess.STDOUT)
     left = pid_of(running.until_line("left"))
     said = running.until_line("maintlock: ")
-    expected = "maintlock: x: its main process has ended, and the lease stays held until these have too: "
+    expected = "maintlock: x: its main process has ended; the lease is kept until these processes end too: "
     assert said == f"{expected}sh (pid {left})"
     running.until_line("looked on")
     gate.open()

@@ -124,6 +124,7 @@ def test_outcome_of_a_deferral_by_an_unknown_owner(lock: Headless, outcome: Path
 
 NOT_RUN: dict[str, tuple[tuple[str, ...], dict[str, str], int]] = {
     "usage": (("-t", "x"), {}, 64),
+    "an unknown option": (("--nonsense", "-t", "x", "--", "true"), {}, 64),
     "a wrong environment": (("-t", "x", "--", "true"), {"MAINTLOCK_DEFER_EXIT_CODE": "x"}, 64),
     "no task": (("--", "true"), {}, 64),
     "exec": (("-t", "x", "-F", "--", "true"), {}, 64),
@@ -141,6 +142,26 @@ def test_outcome_where_nothing_was_run(lock: Headless, outcome: Path, what: str)
     assert done.returncode == code
     assert (told(outcome)["outcome"], told(outcome)["exit_code"]) == ("not_run", code)
     assert (told(outcome)["lease_id"], told(outcome)["reason_code"], told(outcome)["holder"]) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    "said", ['[tasks.kbSync]\nnpm_script = "ai:sync"\n', '[tasks."ai:sync"]\n'], ids=["mapped", "named"]
+)
+def test_the_configured_task_of_an_npm_script(lock: Headless, outcome: Path, said: str) -> None:
+    """A task that npm's script names, by `npm_script` or itself, has its settings, and is named alike everywhere (R2)."""
+    task = "kbSync" if "kbSync" in said else "ai:sync"
+    config = outcome.parent.parent / "maintlock.toml"
+    config.write_text(f'{said}lease = "own"\ndefer_exit_code = 9\n')
+    arguments = ("--config", str(config), "--outcome", str(outcome), "--", "sh", "-c", "echo ready; read x")
+    env = lock.env(npm_lifecycle_event="ai:sync")
+    holder = lock.start(*arguments, env=env, stdin=subprocess.PIPE)
+    holder.until_line("ready")
+    assert lock.sidecar("own")["task"] == task
+
+    assert lock.wrap(*arguments, env=env, start_new_session=True).returncode == 9
+
+    assert (told(outcome)["outcome"], told(outcome)["task"]) == ("deferred", task)
+    assert [row["task"] for row in lock.history(event="deferred")] == [task]
 
 
 def test_outcome_of_an_earlier_run_is_removed_first(lock: Headless, outcome: Path) -> None:

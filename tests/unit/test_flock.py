@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
-from maintlock import flock
+from maintlock import flock, signals
 from maintlock.errors import RefusedError, UnavailableError
 from tests.clock import Clock
+from tests.protocol import pids_in_kernel_queue
+from tests.support import until
 
 
 @pytest.fixture
@@ -180,3 +183,49 @@ def test_asking_gives_the_flag_back(tmp_path: Path) -> None:
     assert flock.try_lock(one, shared=True)
     os.close(one)
     os.close(two)
+
+
+@pytest.fixture
+def nobody_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have what a test abandons forgotten."""
+    monkeypatch.setattr(signals.Waiter, "is_left_behind", False)
+
+
+@pytest.mark.usefixtures("nobody_left_behind")
+@pytest.mark.parametrize("is_abandoned", [False, True])
+def test_a_waiter_that_is_abandoned_gives_the_lock_back(tmp_path: Path, *, is_abandoned: bool) -> None:
+    """A thread that gets the lock after its request was given up frees it, also where others share the open file description."""
+    path = str(tmp_path / "x.lock")
+    held, ours, other = (flock.open_file(path) for _ in range(3))
+    assert flock.try_lock(held)
+    woken, wake = os.pipe()
+    waiter = signals.Waiter(ours, shared=False, wake_fd=wake)
+    thread = threading.Thread(target=waiter.run)
+    thread.start()
+    until(lambda: os.getpid() in pids_in_kernel_queue(path), "the thread to wait")
+
+    assert not is_abandoned or waiter.abandon()
+    flock.unlock(held)
+    thread.join()
+
+    assert os.read(woken, 8) == bytes([signals.WOKEN])
+    assert waiter.outcome == ([] if is_abandoned else [True])
+    assert flock.try_lock(other) is is_abandoned
+    assert waiter.abandon() is is_abandoned
+    for fd in (held, ours, other, woken, wake):
+        os.close(fd)
+
+
+@pytest.mark.usefixtures("nobody_left_behind")
+def test_a_waiter_that_is_abandoned_before_it_begins(tmp_path: Path) -> None:
+    """A thread that has not come to it when its request is given up does not lock at all."""
+    ours, other = (flock.open_file(str(tmp_path / "x.lock")) for _ in range(2))
+    woken, wake = os.pipe()
+    waiter = signals.Waiter(ours, shared=False, wake_fd=wake)
+
+    assert waiter.abandon()
+    waiter.run()
+
+    assert not waiter.is_begun and flock.try_lock(other)
+    for fd in (ours, other, woken, wake):
+        os.close(fd)

@@ -416,6 +416,29 @@ def test_the_next_grant_closes_every_earlier_open_one_as_lost(tmp_path: Path) ->
     assert counter(tmp_path, "run_failures_total", task="kbSync") == 1
 
 
+@pytest.mark.parametrize("is_drained", [False, True])
+def test_an_end_that_stop_has_made_is_no_crash(tmp_path: Path, *, is_drained: bool) -> None:
+    """What `maintlock stop` has killed, so that nobody was left to tell the end, was stopped; so were those who had joined."""
+    joined = {"lease_id": "a", "task": "part", "parent_task": "kbSync"}
+    here = {**joined, "role": "nested", "pid": 7}
+    events = [
+        acquired("a", 0, 1),
+        event("nested_started", "run", 1, **joined),
+        event("present", "run:present", 1, **here),
+        event("stop_requested", "stop", 2, lease_id="a", task="kbSync"),
+    ]
+    if is_drained:
+        enter(tmp_path, *events)
+        events = []
+    lost = event("stale_cleaned", "a:end", 3, lease_id="a", task="kbSync", outcome="lost")
+    enter(tmp_path, *events, lost, acquired("b", 4, 2), acquired("c", 5, 3))
+    assert told(tmp_path, "event", "outcome", event="released") == [("released", "stopped")]
+    assert told(tmp_path, "lease_id", event="stale_cleaned") == [("b",)]
+    assert state(tmp_path, "part").last_outcome == "stopped"
+    assert counter(tmp_path, "stale_cleanups_total") == 1
+    assert counter(tmp_path, "run_failures_total", task="part") == 0
+
+
 def test_an_end_told_just_after_the_next_beginning_counts(tmp_path: Path) -> None:
     """The lock is free before its holder has told the end: with a lock file emptied then, the next holder cannot tell it."""
     enter(tmp_path, acquired("a", 0, 1))

@@ -153,3 +153,10 @@ def test_a_reader_meets_what_is_no_lock_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for name in ("missing", "directory", "link", "fifo"):
         assert line.read_path(str(tmp_path / name)) is None
+
+
+def test_a_line_that_fits_only_partly_is_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that the disk has cut short fails with a reason that can be told."""
+    monkeypatch.setattr(os, "pwrite", lambda *_: line.WIDTH - 1)
+    with pytest.raises(OSError, match="No space left on device"):
+        line.write(0, EXAMPLE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def test_the_default_is_that_of_platformdirs(monkeypatch: pytest.MonkeyPatch) ->
 def test_without_a_home_there_is_no_default(monkeypatch: pytest.MonkeyPatch) -> None:
     """A user without a home directory is asked for a place, rather than given a lock of each working directory (L9)."""
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
-    with pytest.raises(UnavailableError, match="say --state-dir"):
+    with pytest.raises(UnavailableError, match="use --state-dir"):
         paths.state_directory(None, {}, None)
 
 
@@ -148,23 +149,40 @@ def test_root_may_own_a_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
         paths.check_trusted("/x", owned(stat.S_IFREG | 0o644, uid=1001), root_may_own=True)
 
 
-def test_records_that_others_could_have_written_are_refused(tmp_path: Path) -> None:
-    """A sidecar or ledger that everybody may write is refused; an odd thing in the sidecar's place is not in the way."""
+RECORDS = ("ledger.db", "ledger.db-wal", "ledger.pending", "ledger.dropped", "orchestrator.json", "orchestrator.lock")
+ODD: dict[str, Callable[[Path], object]] = {
+    "symlink": lambda path: path.symlink_to("/etc/passwd"),
+    "directory": Path.mkdir,
+    "FIFO": os.mkfifo,
+}
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.queue", "x.nested", *RECORDS])
+def test_records_that_others_could_have_written_are_refused(tmp_path: Path, name: str) -> None:
+    """Whatever is ours is refused where everybody may write to it."""
     places = paths.Places(directory=str(tmp_path), lease="x")
     paths.check_records(places)
-    Path(places.sidecar).symlink_to("/etc/passwd")
+    (tmp_path / name).write_text("")
     paths.check_records(places)
-    Path(places.sidecar).unlink()
-    for name in ("x.json", "ledger.db", "ledger.pending"):
-        (tmp_path / name).write_text("")
+    (tmp_path / name).chmod(0o666)
+    with pytest.raises(RefusedError, match=f"{name}: everybody may write"):
         paths.check_records(places)
-        (tmp_path / name).chmod(0o666)
-        with pytest.raises(RefusedError, match=f"{name}: everybody may write"):
-            paths.check_records(places)
-        (tmp_path / name).unlink()
-    (tmp_path / "ledger.db").symlink_to("/etc/passwd")
-    with pytest.raises(RefusedError, match="is a symlink"):
-        paths.check_records(places)
+
+
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("name", ["x.json", *RECORDS])
+def test_an_odd_thing_in_the_place_of_a_record_is_not_in_the_way(tmp_path: Path, name: str, kind: str) -> None:
+    """No job is refused for what is no record at all, where it is ours."""
+    ODD[kind](tmp_path / name)
+    paths.check_records(paths.Places(directory=str(tmp_path), lease="x"))
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_an_odd_thing_in_the_place_of_a_flag_is_refused(tmp_path: Path, kind: str) -> None:
+    """What is locked has to be a file."""
+    ODD[kind](tmp_path / "x.nested")
+    with pytest.raises(RefusedError, match=f"is a {kind}, not a regular file"):
+        paths.check_records(paths.Places(directory=str(tmp_path), lease="x"))
 
 
 def test_kinds_are_named(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ const NOT_FOUND = 127;
 const SIGNAL_BASE = 128;
 const LINE_WIDTH = 480;                 // of the record in the lock file; its fields, as in maintlock/line.py
 const LINE_FIELDS = 18;
-const [MAGIC, LEASE_ID, MODE, OUTCOME] = [0, 3, 8, 15];
+const [MAGIC, LEASE_ID, TASK, OUTCOME] = [0, 3, 4, 15];
 const LIFELINE = 3;                     // the descriptor through which we hear that the node that started us is gone
 
 // What the second start knows itself by. Not in the environment, which everything inherits that
@@ -74,18 +74,19 @@ function takeMark(mark) {
   return at >= 0;
 }
 
-// Are we part of a job of this task? The environment proves nothing by itself: it must name our
-// session, and the lock file's record must name the same grant as going on. Where that cannot be
-// seen (no /proc) maintlock-wrap finds out. A job of another task is joined, on record, by it.
+// Are we part of a job of this task? The environment proves nothing by itself: it must name a grant
+// of our session, and the lock file's record must name the same grant as going on, with its task.
+// Where that cannot be seen (no /proc), and in a job that has joined one of another task,
+// maintlock-wrap finds out: it joins, on record.
 function isInside(task) {
-  const { MAINTLOCK_LEASE: lease, MAINTLOCK_LEASE_ID: id, MAINTLOCK_STATE_DIR: directory } = process.env;
-  if (!lease || !id || !directory || (task !== null && process.env.MAINTLOCK_TASK !== task)) return false;
+  const { MAINTLOCK_HELD: held = '', MAINTLOCK_STATE_DIR: directory } = process.env;
   const session = readStat()?.session;
-  if (!session || !process.env.MAINTLOCK_HELD?.split(' ').includes(`${lease}:${id}:${session}`)) return false;
+  const grants = held.split(' ').map(grant => grant.split(':')).filter(([, , of]) => of === session);
+  if (!session || !directory || grants.length === 0) return false;
+  const [lease, id] = grants.at(-1);    // the innermost
   const line = readLine(path.join(directory, `${lease}.lock`));
   if (line.length !== LINE_FIELDS || line[MAGIC] !== 'maintlock1' || line[LEASE_ID] !== id) return false;
-  // A Python program does not wait for what it has left behind, unless that has joined.
-  return line[OUTCOME] === '-' && line[MODE] !== 'library';
+  return line[OUTCOME] === '-' && (task === null || line[TASK] === task);
 }
 
 function readLine(file) {
