@@ -8,6 +8,7 @@ itself. A process that has been outside for a moment only may be about to ask, o
 from __future__ import annotations
 
 import os
+import re
 import time
 from operator import itemgetter
 from typing import TYPE_CHECKING
@@ -30,7 +31,17 @@ if TYPE_CHECKING:
 INTERPRETERS = frozenset(
     "node nodejs npm npx pnpm yarn bun deno tsx ts-node sh bash dash zsh ksh ash busybox perl ruby php uv pypy pypy3".split()
 )
-INLINE_CODE = frozenset({"-c", "-e", "-p", "--eval", "--print"})  # what follows is a program's text, not a file's name
+# After these options a program's text follows, and no file's name; short ones may be in a cluster (`bash -lc`, `perl -ne`).
+CODE_OF_SHELL = re.compile("-[A-Za-z]*c[A-Za-z]*")
+CODE_OF_PYTHON = re.compile("-[A-Za-z]*c")
+CODE_OF_NODE = re.compile("-pe?|-e|--print|--eval")
+CODE_OF_PERL = re.compile("-[alnpsw]*[eE]")
+CODE_OPTIONS = {
+    **dict.fromkeys(("node", "nodejs", "bun", "tsx", "ts-node"), CODE_OF_NODE),
+    **dict.fromkeys(("perl", "ruby"), CODE_OF_PERL),
+    **dict.fromkeys(("sh", "bash", "dash", "zsh", "ksh", "ash", "busybox"), CODE_OF_SHELL),
+}
+CODE_WORDS = ("--eval=", "--print=")  # a program's text is in the word itself
 OURS = frozenset({"maintlock", "maintlock-wrap", "maintlock-exporter"})
 MAX_CMDLINE = 128 * 1024
 ASKING = frozenset({"hold", "run"})  # those of `maintlock` that ask for the lease, as `maintlock-wrap` does
@@ -62,23 +73,24 @@ def is_interpreter(executable: str) -> bool:
     return name in INTERPRETERS or name.startswith("python")
 
 
-def is_match(argv: Sequence[str], match: str) -> bool:
-    """Tell whether a command line is that of the program `match`: run by itself, or by an interpreter."""
-    return match in base_names(argv)
+def base_names(argv: Sequence[str], executable: str = "") -> Iterator[str]:
+    """Yield what a process may be the program of: what runs, and each word that an interpreter may take for a script.
 
-
-def base_names(argv: Sequence[str]) -> Iterator[str]:
-    """Yield what a command line may be the program of: what runs, and each word that an interpreter may take for a script."""
+    What runs is told by the command line, which says what its starter likes, and by the `executable`, the path of the file.
+    """
     if not argv:
         return
-    yield os.path.basename(argv[0])
-    if not is_interpreter(argv[0]) or any(os.path.basename(word) in OURS for word in argv[1:3]):
+    programs = dict.fromkeys(os.path.basename(path) for path in (argv[0], executable) if path)
+    yield from programs
+    interpreter = next(filter(is_interpreter, programs), None)
+    if interpreter is None or any(os.path.basename(word) in OURS for word in argv[1:3]):
         return
+    code = CODE_OPTIONS.get(interpreter.lstrip("-"), CODE_OF_PYTHON)
     skip_next = False
     for word in argv[1:]:
-        if not skip_next:
+        if not skip_next and not word.startswith(CODE_WORDS):
             yield os.path.basename(word)
-        skip_next = word in INLINE_CODE
+        skip_next = code.fullmatch(word) is not None
 
 
 def read_argv(pid: int) -> list[str]:
@@ -96,15 +108,27 @@ def read_argv(pid: int) -> list[str]:
         return []
 
 
-def matching(argv_of: Mapping[int, Sequence[str]], tasks: Iterable[TaskSettings]) -> dict[int, TaskSettings]:
-    """Return which processes are recognised as which task: by `is_match`, and if as several, the one configured last.
+def read_executable(pid: int) -> str:
+    """Return the path of the file that a process executes; empty where it has none, or none that we may see."""
+    try:
+        return os.readlink(f"{process.PROC}/{pid}/exe").removesuffix(" (deleted)")
+    except OSError:
+        return ""
+
+
+def matching(
+    argv_of: Mapping[int, Sequence[str]],
+    tasks: Iterable[TaskSettings],
+    executable_of: Callable[[int], str] = read_executable,
+) -> dict[int, TaskSettings]:
+    """Return which processes are recognised as which task: by their `base_names`, and if as several, the one configured last.
 
     Each name is looked up once, however many tasks there are.
     """
     by_match = {task.match: (place, task) for place, task in enumerate(tasks) if task.heavy and task.match}
     found = {}
     for pid, argv in argv_of.items():
-        known = [by_match[name] for name in base_names(argv) if name in by_match]
+        known = [by_match[name] for name in base_names(argv, executable_of(pid)) if name in by_match]
         if known:
             found[pid] = max(known, key=itemgetter(0))[1]
     return found
