@@ -193,7 +193,7 @@ def status(*, lease: str | None = None, state_dir: str | os.PathLike[str] | None
     return observe.read_status(paths.Places(directory=directory, lease=name))
 
 
-def _release(block: _Block, outcome: str, history_seconds: float) -> None:
+def _release(block: _Block, outcome: str, history_seconds: float | None) -> None:
     grant = block.grant
     try:
         if isinstance(grant, Lease):
@@ -203,7 +203,7 @@ def _release(block: _Block, outcome: str, history_seconds: float) -> None:
         _drain(grant.places.directory, history_seconds)
 
 
-def _drain(directory: str, history_seconds: float) -> None:
+def _drain(directory: str, history_seconds: float | None) -> None:
     """Enter into the ledger what waits for it, if that was not done a moment ago; whoever reads it reads what waits too.
 
     That takes longer than all the rest of a grant, and for many at once not much longer than for one.

@@ -325,7 +325,7 @@ def test_without_a_file_all_is_default() -> None:
     """Without a configuration everything has its default."""
     assert config.load(None) == Config(leases={}, tasks={}, daemons={})
     defaults = config.load(None)
-    assert (defaults.poll_interval, defaults.starved_after, defaults.history) == (3, 7200, 90 * 86400)
+    assert (defaults.poll_interval, defaults.starved_after, defaults.history) == (3, 7200, None)
     assert (defaults.path, defaults.directory, defaults.state_dir, defaults.repo_sync) == (None, None, None, None)
     assert config.ttl_seconds(defaults, "heavy-maintenance") == 6 * 3600
 
