@@ -213,7 +213,8 @@ class Book:
         replaced = self._collision(lease, "lockfile_replaced")
         if replaced is not None and is_after(at, replaced.since, self._now):
             cleared = {"id": f"{replaced.id}:cleared", "event": "collision_cleared", "at": at, "lease": lease}
-            self._enter(NOTHING | cleared | {"reason_code": replaced.kind, "detail": replaced.detail})
+            about = {"reason_code": replaced.kind, "reason": replaced.detail, "detail": replaced.detail}
+            self._enter(NOTHING | cleared | about)
 
     def _end_runs(self, lease: str, lease_id: str, at: float) -> None:
         """End what joined a grant and has not told its own end: killed, or become its command (`exec`)."""

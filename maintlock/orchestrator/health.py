@@ -99,7 +99,7 @@ def read_health(places: Places, config: Config, *, bad_config: str | None = None
         waiting=frozenset(row["pid"] for status in found.values() for row in status["waiters"] if row["pid"]),
         is_used=os.path.lexists(f"{places.directory}/{record.LOCK_FILE}"),
         lost=dict(_read_lost(places.directory, found.values())),
-        collisions=tuple(_read_collisions(found.values(), places, config, now)),
+        collisions=tuple(_read_collisions(found.values(), states, places, config, now)),
         dropped=pending.dropped(places.directory) if is_there else 0,
         trouble=trouble,
         now=now,
@@ -117,10 +117,13 @@ def _read_lost(directory: str, statuses: Iterable[Status]) -> Iterable[tuple[str
             yield status["lease"], grant
 
 
-def _read_collisions(statuses: Iterable[Status], places: Places, config: Config, now: float) -> list[CollisionReport]:
+def _read_collisions(
+    statuses: Iterable[Status], states: States | None, places: Places, config: Config, now: float
+) -> list[CollisionReport]:
     """Return the collisions of all leases, and heavy processes nobody has told of yet."""
     found = [one for status in statuses for one in status["collisions"]]
-    told = " ".join(one["detail"] or "" for one in found)
+    known = states.collisions.values() if states is not None else ()
+    told = {mark for open_now in known for one in open_now for mark in marks.within(one.id)}
     new = outside.find(config.tasks.values(), lambda lease: Places(directory=places.directory, lease=lease))
     return found + [
         {
@@ -129,7 +132,7 @@ def _read_collisions(statuses: Iterable[Status], places: Places, config: Config,
             "since": rfc3339(process.started_at(process.read_identity(one.stat.pid)) or now),
         }
         for one in new
-        if str(one) not in told
+        if marks.of(one.stat) not in told
     ]
 
 

@@ -114,12 +114,7 @@ def test_many_are_matched_as_each_alone(argv_of: dict[int, list[str]], wanted: l
     tasks = [
         TaskSettings(name=f"t{place}", match=match, heavy=is_heavy) for place, (match, is_heavy) in enumerate(wanted)
     ]
-    expected = {
-        pid: task
-        for pid, argv in argv_of.items()
-        for task in tasks
-        if is_match(argv, task)
-    }
+    expected = {pid: task for pid, argv in argv_of.items() for task in tasks if is_match(argv, task)}
     assert matching(argv_of, tasks, lambda pid: "") == expected
 
 
