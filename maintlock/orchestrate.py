@@ -91,14 +91,15 @@ def _leave(orchestrator: Orchestrator, waker: Waker, said: Namespace) -> None:
     """Stop scheduling. What runs, runs on under supervisors of its own, unless it is to be stopped; a second TERM waits for none."""
     if said.stop_jobs:
         orchestrator.jobs.stop()
-        while orchestrator.jobs.running:
-            orchestrator.tend_jobs()
-            if orchestrator.jobs.running and waker.wait(LOOK_SECONDS) & STOPPING:
+        while orchestrator.jobs.recorded():
+            orchestrator.jobs.stop_orphaned(orchestrator.config.tasks)
+            if waker.wait(LOOK_SECONDS) & STOPPING:
                 break
+            orchestrator.tend_jobs()
     if said.stop_daemons:
         orchestrator.daemons.stop()
     orchestrator.write_record(stopped_at=time.time())
-    log.info("stopped", extra={"event": "stopped", "running": sorted(orchestrator.jobs.running)})
+    log.info("stopped", extra={"event": "stopped", "running": sorted(orchestrator.jobs.recorded())})
     sys.stderr.flush()
 
 

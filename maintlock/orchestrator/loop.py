@@ -75,7 +75,7 @@ class Orchestrator:
         """Adopt what an orchestrator before us has started: its jobs, its daemons (R8)."""
         known = record.read(self.directory) or Record()
         self.troubles.attempt("jobs", lambda: self.jobs.adopt(known.jobs))
-        self.memory.adopted(self.jobs.started())
+        self.memory.adopted(self.jobs.recorded())
         self.daemons.configure(self.config.daemons, known.daemons)
         self.write_record()
         adopted = sorted(self.jobs.running)
@@ -139,7 +139,7 @@ class Orchestrator:
             stopped_at=stopped_at,
             poll_interval=self.config.poll_interval,
             config=self.config.path,
-            jobs=self.jobs.started(),
+            jobs=self.jobs.recorded(),
             daemons=self.daemons.started(),
             held=dict(self.streaks.held),
             troubles={**self.troubles.standing, **self.daemons.troubles()},

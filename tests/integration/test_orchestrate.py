@@ -412,15 +412,30 @@ def test_term_leaves_jobs_running(o: Orchestration) -> None:
     until(lambda: o.lock.history(outcome="completed", task="kbSync"))
 
 
-def test_stop_jobs_stops_them(o: Orchestration) -> None:
-    """With `--stop-jobs` a job gets TERM, and KILL after its grace where it ignores that; then the lease is free (L4)."""
+@pytest.mark.parametrize("how", ["supervised", "orphaned", "orphaned-before"])
+def test_stop_jobs_stops_them(o: Orchestration, how: str) -> None:
+    """With `--stop-jobs` a job gets TERM, and KILL after its grace where it ignores that; then the lease is free (L4).
+
+    So does what works on of one whose wrapper was killed, also while nobody looked.
+    """
     stubborn = 'trap "" TERM; while :; do read x < "$GATE" || :; done'
     o.configure(o.task("kbSync", 'stop_grace = "200ms"', f'env = {{ GATE = "{o.gate("x")}" }}', ends=stubborn))
     running = o.start("--stop-jobs")
     o.until_began("kbSync")
+    if how == "orphaned-before":
+        until(lambda: o.record()["jobs"])
+        o.stop(running, signal.SIGKILL)
+    if how != "supervised":
+        os.kill(o.lock.sidecar()["pid"], signal.SIGKILL)
+    if how == "orphaned-before":
+        running = o.start("--stop-jobs")
+    elif how == "orphaned":
+        o.until_logged("task_orphaned")
     assert o.stop(running) == 0
+    assert o.logged("stopped")[0]["running"] == []
     assert o.lock.status()["state"] == "free"
-    assert o.lock.history(task="kbSync", event="released")[0]["outcome"] == "stopped"
+    outcomes = [row["outcome"] for row in o.lock.history(task="kbSync") if row["outcome"]]
+    assert outcomes == (["stopped"] if how == "supervised" else [])  # the next holder tells that its wrapper was lost
 
 
 def test_settings_go_along(o: Orchestration) -> None:
