@@ -40,8 +40,9 @@ NO_CONFIG = config.load(None)
 class HeldLease:
     """The lease inside a `with` block. `id`, `fence` and `task` name the grant; `env` is for children."""
 
-    def __init__(self, grant: Lease | Joined) -> None:
+    def __init__(self, grant: Lease | Joined, settings: Config) -> None:
         self._grant = grant
+        self._settings = settings
         self.id = grant.line.lease_id
         self.fence = grant.line.fence
         self.task = grant.request.task
@@ -52,10 +53,10 @@ class HeldLease:
         return self._grant.environment(os.environ)
 
     def should_yield(self) -> bool:
-        """Tell whether somebody waits for this lease: a job with checkpoints can then end early (L5)."""
-        from maintlock import observe
+        """Tell whether somebody waits for this lease, or another task is starved of it: then end at a checkpoint (L5)."""
+        from maintlock import wanted
 
-        return bool(observe.read_waiters(self._grant.places))
+        return wanted.read_wanted(self._grant.places, self._settings, self.task)
 
 
 class _Block:
@@ -158,7 +159,7 @@ def hold(
     outcome = "failed"
     try:
         grant.record_begin()
-        yield HeldLease(grant)
+        yield HeldLease(grant, settings)
         outcome = "completed"
     except KeyboardInterrupt:
         outcome = "stopped"
