@@ -356,6 +356,7 @@ def test_a_clock_that_was_set_back_freezes_no_task(tmp_path: Path) -> None:
         if place.name == "drained":
             drain(str(place), now=NOW + 20)
             assert (state(place).consecutive_deferrals, state(place).deferred_since) == (2, NOW + 10)
+            assert state(place).last_run_at == NOW + 3 * DAY + 1  # a deferral is no run: the next one is not put off
         pending.append(str(place), [acquired("b", 30, 2), released("b", 40, 10.0, outcome="failed")])
         drain(str(place), now=NOW + 40)
         found = state(place)
