@@ -10,7 +10,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from maintlock import holder, marks, observe, outside, pending, process
+from maintlock import holder, marks, observe, outside, owed, pending, process
 from maintlock import line as line_file
 from maintlock.history import read_states
 from maintlock.ledger import LedgerUnavailable
@@ -19,7 +19,7 @@ from maintlock.orchestrator import record
 from maintlock.orchestrator.taskhealth import Seen, task_health, trouble_of, unconfigured
 from maintlock.paths import Places
 from maintlock.states import TaskState
-from maintlock.times import duration_text, rfc3339
+from maintlock.times import duration_text, epoch_seconds, rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from maintlock.settings import TaskSettings
 
 HEALTHY, DEGRADED, UNKNOWN = "healthy", "degraded", "unknown"
+NOTHING_OWED: Mapping[str, float] = {}
 LATE_POLLS = 10.0
 LATE_SECONDS = 60.0  # a pass may wait for a disk
 
@@ -54,8 +55,8 @@ class Readings:
 
     `running` are tasks that have a lease or have joined in one, `waiting` the pids of who waits for one; `lost` are the lines
     of grants, by lease, that nobody ended and of which nothing works any more. `is_used` tells whether there ever was an
-    orchestrator. `dropped` counts events that could not be recorded; `now` is in epoch seconds. `bad_config` says why the
-    configuration could not be read: then nothing of it is known.
+    orchestrator. `owed` tells of tasks that a pull has made necessary since when. `dropped` counts events that could not be
+    recorded; times are in epoch seconds. `bad_config` says why the configuration could not be read: then nothing of it is known.
     """
 
     status: Status
@@ -69,11 +70,17 @@ class Readings:
     dropped: int
     trouble: str | None
     now: float
+    owed: Mapping[str, float] = NOTHING_OWED
     bad_config: str | None = None
 
 
 def read_health(places: Places, config: Config, *, bad_config: str | None = None) -> Health:
-    """Return how everything is; `bad_config` says why nothing is known of the configuration.
+    """Return how everything is. Raises what `read` does."""
+    return judged(read(places, config, bad_config=bad_config), config)
+
+
+def read(places: Places, config: Config, *, bad_config: str | None = None) -> Readings:
+    """Return all that there is to judge from; `bad_config` says why nothing is known of the configuration.
 
     Raises:
         RefusedError: Directory, lock file or a record could be somebody else's.
@@ -91,7 +98,7 @@ def read_health(places: Places, config: Config, *, bad_config: str | None = None
     leases = {places.lease, *(task.lease for task in (*config.tasks.values(), *known))}
     leases |= states.collisions.keys() if states is not None else set()
     found = {lease: observe.read_status(Places(directory=places.directory, lease=lease), now) for lease in leases}
-    readings = Readings(
+    return Readings(
         status=found[places.lease],
         states=states,
         record=told,
@@ -103,9 +110,19 @@ def read_health(places: Places, config: Config, *, bad_config: str | None = None
         dropped=pending.dropped(places.directory) if is_there else 0,
         trouble=trouble,
         now=now,
+        owed=_read_owed(places.directory, config) if is_there else NOTHING_OWED,
         bad_config=bad_config,
     )
-    return judged(readings, config)
+
+
+def _read_owed(directory: str, config: Config) -> Mapping[str, float]:
+    """Return which tasks of a configuration a pull has made necessary, and since when."""
+    found: dict[str, float] = {}
+    for debt in owed.read(directory).debts:
+        at = epoch_seconds(debt.at)
+        if debt.config == (config.path or "") and at is not None:
+            found[debt.task] = min(at, found.get(debt.task, at))
+    return found
 
 
 def _read_lost(directory: str, statuses: Iterable[Status]) -> Iterable[tuple[str, Line]]:
@@ -202,6 +219,7 @@ def _seen(task: TaskSettings, readings: Readings, config: Config, told: Record |
         held=told.held.get(task.name) if told is not None else None,
         troubles=told.troubles if told is not None else {},
         has_orchestrator=told is not None,
+        owed_since=readings.owed.get(task.name),
         is_configured=task.name in config.tasks if readings.bad_config is None else None,
         now=readings.now,
         starved_after=config.starved_after,

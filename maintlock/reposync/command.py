@@ -137,7 +137,7 @@ def _arguments(parser: ArgumentParser) -> None:
     parser.add_argument("roots", metavar="ROOT", nargs="*", type=_root, help="repositories (those of [repo_sync])")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--then", metavar="TASK", type=task_name, help="what runs after a pull (that of [repo_sync])")
-    which.add_argument("--no-then", action="store_true", help="leave that, as owed, to the next repo-sync")
+    which.add_argument("--no-then", action="store_true", help="do not run it now; the next repo-sync will")
     parser.add_argument("--json", action="store_true", help="one JSON object per repository")
     parser.add_argument(
         "--timeout",
@@ -167,7 +167,7 @@ def _limit(text: str) -> float:
 REPO_SYNC = Command(
     description="""\
 Fetch repositories and fast-forward them, then run what that makes necessary.
-By hand, outside any job, it asks for the lease first, as the task that it is.""",
+By hand, outside any job, it asks for the lease first, under its own task name.""",
     epilog="""\
 Each repository is one of: pulled, up-to-date, local-divergence, dirty,
 not-a-repository, no-upstream, failed.

@@ -176,10 +176,10 @@ def meant(err: str) -> str:
     """Return the part of git's words that says what is wrong, as it can be shown."""
     locked = LOCK_FILE.search(err)
     if locked is not None:
-        return f"another git works here, or has died here; if none runs any more: rm {shown(locked[1])}"
+        return f"another git is running here, or died here; if none is running any more: rm {shown(locked[1])}"
     lines = [line for line in err.splitlines() if line.strip()]
     said = [line for line in lines if line.startswith(MEANT)] or lines[-1:]
-    return "; ".join(shown(line) for line in said[:3]) or "failed without a word"
+    return "; ".join(shown(line) for line in said[:3]) or "failed without an error message"
 
 
 def shown(text: str) -> str:

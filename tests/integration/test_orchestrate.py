@@ -412,9 +412,10 @@ def test_a_bad_configuration_leaves_the_old_one(o: Orchestration, bad: str) -> N
     assert found["tasks"]["kbSync"]["state"] == "running" and found["orchestrator"]["state"] == "running"
     if o.config.is_dir():
         o.config.rmdir()
-    o.config.write_text(good + o.task("light", "heavy = false", ends="true"))
+    o.config.write_text('state_dir = "elsewhere"\n' + good + o.task("light", "heavy = false", ends="true"))
     running.signal(signal.SIGHUP)
     o.until_logged("reloaded")
+    assert "restart the orchestrator" in o.until_logged("restart_needed")["message"]
     o.until_began("light")
     until(lambda: not o.record()["troubles"])  # it is told at the end of the pass that starts the task
     assert o.health(0)["status"] == "healthy"
