@@ -14,6 +14,7 @@ from maintlock.book import COLLISIONS, TASKS, Book, laid_over
 from maintlock.entries import EVENTS, FIELDS, PUBLIC, as_seconds, as_text, entry_of, fence_of
 from maintlock.events import acquired_id
 from maintlock.ledger import LedgerUnavailable, open_nothing, open_to_read
+from maintlock.model import ProcessIdentity
 from maintlock.names import is_lease_name, is_task_name
 from maintlock.rows import OF_PRESENT, collisions_of, labels_of, state_of
 from maintlock.tally import cumulated
@@ -21,7 +22,8 @@ from maintlock.times import rfc3339
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
     from maintlock.entries import Entry
     from maintlock.model import Event
@@ -130,6 +132,16 @@ def read_snapshot(directory: str, *, lease: str) -> Snapshot:
         ],
         collisions=sorted(collisions.values(), key=lambda found: (found.since, found.kind)),
         dropped=pending.dropped(directory),
+    )
+
+
+def identity_of(row: Mapping[str, Any]) -> ProcessIdentity:
+    """Return whose row of presence this is."""
+    return ProcessIdentity(
+        pid=row["pid"] or 0,
+        start_ticks=row["start_ticks"] or 0,
+        boot_id=row["boot_id"] or "",
+        pid_namespace=row["pid_namespace"] or "",
     )
 
 

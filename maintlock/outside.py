@@ -180,7 +180,7 @@ def find_uncovered(
     tasks = [task for task in tasks if task.heavy and task.match]
     if not tasks:
         return []
-    argv_of = {pid: read_argv(pid) for pid in process.read_pids() if _is_our_users(pid)}
+    argv_of = {pid: read_argv(pid) for pid in process.read_pids() if pid != os.getpid() and process.is_our_users(pid)}
     found = matching(argv_of, tasks)
     if not found:
         return []
@@ -217,7 +217,9 @@ def seconds_outside(started_at: float | None, session_id: int, last: Line | None
 
 def waiting(present: Iterable[Entry], table: Mapping[int, Stat]) -> set[int]:
     """Return who waits for a lease by the ledger's rows: those processes, and their ancestors and descendants in their sessions."""
-    pids = {row["pid"] for row in present if row["role"] == "waiting" and process.is_alive(identity_of(row)) is True}
+    pids = {
+        row["pid"] for row in present if row["role"] == "waiting" and process.is_alive(history.identity_of(row)) is True
+    }
     return _families(pids, table)
 
 
@@ -240,16 +242,6 @@ def _families(pids: Iterable[int], table: Mapping[int, Stat]) -> set[int]:
         family = [stat, *_ancestors(stat, table), *process.descendants(dict(table), stat.pid)]
         found |= {one.pid for one in family if one.sid == stat.sid}
     return found
-
-
-def identity_of(row: Entry) -> ProcessIdentity:
-    """Return whose row of presence this is."""
-    return ProcessIdentity(
-        pid=row["pid"] or 0,
-        start_ticks=row["start_ticks"] or 0,
-        boot_id=row["boot_id"] or "",
-        pid_namespace=row["pid_namespace"] or "",
-    )
 
 
 def _read_present(directory: str) -> list[Entry]:
@@ -298,15 +290,6 @@ def _ancestors(stat: Stat, table: Mapping[int, Stat]) -> Iterator[Stat]:
 def _is_there(stat: Stat) -> bool:
     now = process.read_stat(stat.pid)
     return now is not None and now.start_ticks == stat.start_ticks and not now.is_dead
-
-
-def _is_our_users(pid: int) -> bool:
-    if pid == os.getpid():
-        return False
-    try:
-        return os.stat(f"{process.PROC}/{pid}").st_uid == os.geteuid()
-    except OSError:
-        return not process.has_proc()
 
 
 def is_command(argv: Sequence[str], command: Sequence[str]) -> bool:

@@ -55,7 +55,7 @@ class Daemon:
         self.child, self.restarts = Child(replace(started, restart_at=None)), started.restarts
         self._watch()
 
-    def succeed(self, died: Started) -> None:
+    def resume_cooldown(self, died: Started) -> None:
         """Go on where a predecessor was: it is down, and what is left of its cooldown has still to pass."""
         left = min(max(0.0, died.restart_at - time.time()), self.cooldown) if died.restart_at is not None else 0.0
         self.restarts = died.restarts + (died.restart_at is None)
@@ -191,7 +191,7 @@ class Daemons:
                 extra={"event": "daemon_adopted", "daemon": settings.name, "pid": found.identity.pid},
             )
         elif recorded is not None:
-            daemon.succeed(recorded)
+            daemon.resume_cooldown(recorded)
         return daemon
 
     def tend(self, now: float, config: Config) -> None:

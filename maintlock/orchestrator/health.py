@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from maintlock.config import Config
     from maintlock.history import States
-    from maintlock.model import Line
+    from maintlock.model import Line, ProcessIdentity
     from maintlock.orchestrator.record import Record
     from maintlock.report import CollisionReport, Status
     from maintlock.settings import TaskSettings
@@ -53,7 +53,7 @@ class Health(TypedDict):
 class Readings:
     """What health is judged from. `states` is None where the ledger cannot be read, and `trouble` says why.
 
-    `running` are tasks that have a lease or have joined in one, `waiting` the pids of who waits for one; `lost` are the lines
+    `alive` tells of each process in the record whether it lives, as far as that can be known. `running` are tasks that have a lease or have joined in one, `waiting` the pids of who waits for one; `lost` are the lines
     of grants, by lease, that nobody ended and of which nothing works any more. `is_used` tells whether there ever was an
     orchestrator. `owed` tells of tasks that a pull has made necessary since when. `dropped` counts events that could not be
     recorded; times are in epoch seconds. `bad_config` says why the configuration could not be read: then nothing of it is known.
@@ -62,6 +62,7 @@ class Readings:
     status: Status
     states: States | None
     record: Record | None
+    alive: Mapping[ProcessIdentity, bool | None]
     running: frozenset[str]
     waiting: frozenset[int]
     is_used: bool
@@ -102,6 +103,7 @@ def read(places: Places, config: Config, *, bad_config: str | None = None) -> Re
         status=found[places.lease],
         states=states,
         record=told,
+        alive=read_alive(told),
         running=frozenset(task for status in found.values() for task in _running_in(status)),
         waiting=frozenset(row["pid"] for status in found.values() for row in status["waiters"] if row["pid"]),
         is_used=os.path.lexists(f"{places.directory}/{record.LOCK_FILE}"),
@@ -123,6 +125,14 @@ def _read_owed(directory: str, config: Config) -> Mapping[str, float]:
         if debt.config == (config.path or "") and at is not None:
             found[debt.task] = min(at, found.get(debt.task, at))
     return found
+
+
+def read_alive(told: Record | None) -> dict[ProcessIdentity, bool | None]:
+    """Return of each process that a record names whether it lives."""
+    if told is None:
+        return {}
+    started = [*told.jobs.values(), *told.daemons.values()]
+    return {one: process.is_alive(one) for one in {told.identity, *(job.identity for job in started)}}
 
 
 def _read_lost(directory: str, statuses: Iterable[Status]) -> Iterable[tuple[str, Line]]:
@@ -230,7 +240,7 @@ def _daemon(name: str, readings: Readings, *, is_wanted: bool) -> dict[str, Any]
     """Return one daemon: `up`, `down`, or `unsupervised` where no orchestrator was ever used, or the last has stopped."""
     told = readings.record
     started = told.daemons.get(name) if told is not None else None
-    is_up = started is not None and _is_up(started)
+    is_up = started is not None and readings.alive[started.identity] is True
     trouble = told.troubles.get(f"daemon:{name}") if told is not None else None
     return {
         "state": "up" if is_up else "down" if is_wanted else "unsupervised",
@@ -242,11 +252,7 @@ def _daemon(name: str, readings: Readings, *, is_wanted: bool) -> dict[str, Any]
 
 
 def _is_at_work(job: record.Started, readings: Readings) -> bool:
-    return job.identity.pid not in readings.waiting and _is_up(job)
-
-
-def _is_up(started: record.Started) -> bool:
-    return process.is_alive(started.identity) is True
+    return job.identity.pid not in readings.waiting and readings.alive[job.identity] is True
 
 
 def _orchestrator(readings: Readings) -> dict[str, Any]:
@@ -255,7 +261,7 @@ def _orchestrator(readings: Readings) -> dict[str, Any]:
     if told is None or not told.identity.pid:
         state, detail = ("unknown", f"{record.FILE} is no record of it") if readings.is_used else ("never", None)
         return {"state": state, "pid": None, "since": None, "polled_at": None, "detail": detail, "is_bad": False}
-    alive = process.is_alive(told.identity)
+    alive = readings.alive[told.identity]
     age = readings.now - told.polled_at
     if told.stopped_at is not None:
         state, detail, is_bad = "stopped", f"stopped at {rfc3339(told.stopped_at)}", False

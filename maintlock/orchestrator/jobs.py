@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from maintlock import config as configuration
 from maintlock import custody, launch, outside, process
 from maintlock import line as line_file
+from maintlock import outcome as outcome_file
 from maintlock.job import DEFAULT_GRACE_SECONDS
 from maintlock.model import record, replace
 from maintlock.orchestrator import children, ends
@@ -93,7 +94,7 @@ class Jobs:
             said = outside.read_argv(pid)
             at_most = said[:-1][:4]  # anybody's command line may end in that word
             path = said[at_most.index(OUTCOME) + 1] if OUTCOME in at_most else ""
-            if path.startswith(prefix) and path.endswith(suffix) and children.is_our_users(pid):
+            if path.startswith(prefix) and path.endswith(suffix) and process.is_our_users(pid):
                 identity = process.read_identity(pid)
                 at = process.started_at(identity) or time.time()
                 task = path.removeprefix(prefix).removesuffix(suffix)
@@ -195,7 +196,7 @@ class Jobs:
 
     def _end(self, task: str, child: Child, line: Line | None) -> End:
         path = self._outcome_path(task)
-        fields = ends.read_outcome(path)
+        fields = outcome_file.read(path)
         with suppress(OSError):
             os.unlink(path)
         log_path = children.log_path(self._directory, task)

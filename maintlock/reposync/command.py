@@ -82,11 +82,9 @@ def is_repo_sync(task: TaskSettings) -> bool:
 
 def is_inside(environ: Mapping[str, str], directory: str, session_id: int) -> bool:
     """Tell whether we are part of a job, of whichever lease: a grant in our environment counts only while it lasts (L8)."""
-    if environ.get(tokens.STATE_DIR, directory) != directory:
-        return False
-    for token in tokens.parsed(environ.get(tokens.HELD, "")):
+    for token in tokens.of_session(environ, directory, session_id):
         found = line.read_path(paths.Places(directory=directory, lease=token.lease).lock)
-        if token.session_id == session_id and found and found.lease_id == token.lease_id and not found.outcome:
+        if found and found.lease_id == token.lease_id and not found.outcome:
             return True
     return False
 

@@ -69,12 +69,12 @@ class Git:
             return True
         return self.ask("config", "--get", "core.sshCommand").exit_code == 0
 
-    def asks_nobody_by_ssh(self) -> None:
+    def silence_ssh(self) -> None:
         """Have ssh ask nobody either, unless the user has chosen how it is started."""
         if not self.has_own_ssh():
             self._environ = {**self._environ, "GIT_SSH_COMMAND": "ssh -o BatchMode=yes"}
 
-    def tell(self, *arguments: str) -> str:
+    def output_of(self, *arguments: str) -> str:
         """Return what a command that has to succeed prints, without the end of the line.
 
         Raises:

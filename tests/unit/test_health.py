@@ -7,7 +7,7 @@ import pytest
 from maintlock import process
 from maintlock.history import States
 from maintlock.model import Line, ProcessIdentity, replace
-from maintlock.orchestrator.health import Health, Readings, judged
+from maintlock.orchestrator.health import Health, Readings, judged, read_alive
 from maintlock.orchestrator.record import Held, Record, Started
 from maintlock.settings import Config, DaemonSettings, TaskSettings
 from maintlock.states import TaskState
@@ -46,7 +46,8 @@ def readings(**changes: Any) -> Readings:
         "is_used": True, "collisions": (), "dropped": 0, "trouble": None, "now": NOW,
         "states": States(tasks={(LEASE, name): state for name, state in states.items()}, collisions={}, present=[]),
     }  # fmt: skip
-    return Readings(**{**usual, **changes})
+    told = {**usual, **changes}
+    return Readings(**{"alive": read_alive(told["record"]), **told})
 
 
 def judge(config: Config = CONFIG, **changes: Any) -> Health:
