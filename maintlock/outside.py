@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from maintlock.settings import TaskSettings
 
 INTERPRETERS = frozenset(
-    "node nodejs npm npx pnpm yarn bun deno tsx ts-node sh bash dash zsh ksh ash busybox perl ruby php uv pypy pypy3".split()
+    "node nodejs npm npx pnpm yarn bun deno tsx ts-node sh bash dash zsh ksh ash perl ruby php uv pypy pypy3".split()
 )
 # After these options a program's text follows, and no file's name; short ones may be in a cluster (`bash -lc`, `perl -ne`).
 CODE_OF_SHELL = re.compile("-[A-Za-z]*c[A-Za-z]*")
@@ -39,8 +39,9 @@ CODE_OF_PERL = re.compile("-[alnpsw]*[eE]")
 CODE_OPTIONS = {
     **dict.fromkeys(("node", "nodejs", "bun", "tsx", "ts-node"), CODE_OF_NODE),
     **dict.fromkeys(("perl", "ruby"), CODE_OF_PERL),
-    **dict.fromkeys(("sh", "bash", "dash", "zsh", "ksh", "ash", "busybox"), CODE_OF_SHELL),
+    **dict.fromkeys(("sh", "bash", "dash", "zsh", "ksh", "ash"), CODE_OF_SHELL),
 }
+MANY_PROGRAMS = frozenset({"busybox", "toybox"})  # their names tell nothing, and are followed by that of the program
 CODE_WORDS = ("--eval=", "--print=")  # a program's text is in the word itself
 OURS = frozenset({"maintlock", "maintlock-wrap", "maintlock-exporter"})
 MAX_CMDLINE = 128 * 1024
@@ -78,9 +79,12 @@ def base_names(argv: Sequence[str], executable: str = "") -> Iterator[str]:
 
     What runs is told by the command line, which says what its starter likes, and by the `executable`, the path of the file.
     """
+    if argv and os.path.basename(argv[0]) in MANY_PROGRAMS:
+        argv = argv[1:]
     if not argv:
         return
-    programs = dict.fromkeys(os.path.basename(path) for path in (argv[0], executable) if path)
+    names = [os.path.basename(path) for path in (argv[0], executable) if path]
+    programs = [name for name in dict.fromkeys(names) if name not in MANY_PROGRAMS]
     yield from programs
     interpreter = next(filter(is_interpreter, programs), None)
     if interpreter is None or any(os.path.basename(word) in OURS for word in argv[1:3]):

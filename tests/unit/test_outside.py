@@ -81,6 +81,12 @@ def test_what_a_match_recognises(*, expected: bool, command: str) -> None:
         (False, "worker -c syncKnowledgeBase.mjs", "/usr/bin/python3.11"),
         (False, "vim syncKnowledgeBase.mjs", "/usr/bin/vim.basic"),
         (False, "worker", "/usr/bin/node"),
+        (True, "sh syncKnowledgeBase.mjs", "/bin/busybox"),
+        (False, "vi syncKnowledgeBase.mjs", "/bin/busybox"),
+        (True, "busybox sh syncKnowledgeBase.mjs", "/bin/busybox"),
+        (False, "busybox vi syncKnowledgeBase.mjs", "/bin/busybox"),
+        (False, "busybox sh -c syncKnowledgeBase.mjs", "/bin/busybox"),
+        (False, "busybox", "/bin/busybox"),
     ],
 )
 def test_a_program_is_known_by_its_file_too(*, expected: bool, command: str, executable: str) -> None:
