@@ -40,8 +40,9 @@ NO_CONFIG = config.load(None)
 class HeldLease:
     """The lease inside a `with` block. `id`, `fence` and `task` name the grant; `env` is for children."""
 
-    def __init__(self, grant: Lease | Joined) -> None:
+    def __init__(self, grant: Lease | Joined, settings: Config) -> None:
         self._grant = grant
+        self._settings = settings
         self.id = grant.line.lease_id
         self.fence = grant.line.fence
         self.task = grant.request.task
@@ -52,10 +53,10 @@ class HeldLease:
         return self._grant.environment(os.environ)
 
     def should_yield(self) -> bool:
-        """Tell whether somebody waits for this lease: a job with checkpoints can then end early (L5)."""
-        from maintlock import observe
+        """Tell whether somebody waits for this lease, or another task is starved of it: then end at a checkpoint (L5)."""
+        from maintlock import wanted
 
-        return bool(observe.read_waiters(self._grant.places))
+        return wanted.read_wanted(self._grant.places, self._settings, self.task)
 
 
 class _Block:
@@ -158,7 +159,7 @@ def hold(
     outcome = "failed"
     try:
         grant.record_begin()
-        yield HeldLease(grant)
+        yield HeldLease(grant, settings)
         outcome = "completed"
     except KeyboardInterrupt:
         outcome = "stopped"
@@ -193,7 +194,7 @@ def status(*, lease: str | None = None, state_dir: str | os.PathLike[str] | None
     return observe.read_status(paths.Places(directory=directory, lease=name))
 
 
-def _release(block: _Block, outcome: str, history_seconds: float) -> None:
+def _release(block: _Block, outcome: str, history_seconds: float | None) -> None:
     grant = block.grant
     try:
         if isinstance(grant, Lease):
@@ -203,7 +204,7 @@ def _release(block: _Block, outcome: str, history_seconds: float) -> None:
         _drain(grant.places.directory, history_seconds)
 
 
-def _drain(directory: str, history_seconds: float) -> None:
+def _drain(directory: str, history_seconds: float | None) -> None:
     """Enter into the ledger what waits for it, if that was not done a moment ago; whoever reads it reads what waits too.
 
     That takes longer than all the rest of a grant, and for many at once not much longer than for one.

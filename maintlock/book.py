@@ -220,7 +220,8 @@ class Book:
         replaced = self._collision(lease, "lockfile_replaced")
         if replaced is not None and is_after(at, replaced.since, self._now):
             cleared = {"id": f"{replaced.id}:cleared", "event": "collision_cleared", "at": at, "lease": lease}
-            self._enter(NOTHING | cleared | {"reason_code": replaced.kind, "detail": replaced.detail})
+            about = {"reason_code": replaced.kind, "reason": replaced.detail, "detail": replaced.detail}
+            self._enter(NOTHING | cleared | about)
 
     def _is_stopped(self, lease_id: str | None) -> bool:
         """Tell whether `maintlock stop` has ended a grant: nobody of its own may have been left to tell that."""

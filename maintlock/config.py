@@ -221,7 +221,8 @@ def _config(document: dict[str, object], path: str) -> Config:
     top = reading.table(document, "", TOP, ())
     leases, tasks, daemons = (reading.sections(top.pop(kind, {}), kind) for kind in SECTIONS)
     repo_sync = reading.table(top.pop("repo_sync"), "repo_sync", REPO_SYNC, ("roots",)) if "repo_sync" in top else None
-    _check_npm_scripts(tasks, reading)
+    for key, kind in (("npm_script", "a script"), ("match", "a name")):
+        _check_unique(tasks, key, kind, reading)
     _check_own_leases(tasks, reading)
     _check_then(repo_sync or {}, tasks, reading)
     reading.raise_faults()
@@ -242,14 +243,14 @@ def _task(name: str, values: Mapping[str, Any]) -> TaskSettings:
     return TaskSettings(name=name, **{**own, **values})
 
 
-def _check_npm_scripts(tasks: Mapping[str, dict[str, Any]], reading: _Reading) -> None:
-    """One script is one task: from its name alone it must be clear which."""
+def _check_unique(tasks: Mapping[str, dict[str, Any]], key: str, kind: str, reading: _Reading) -> None:
+    """One script, or one program, is one task: from its name alone it must be clear which."""
     owners: dict[str, str] = {}
     for name, values in tasks.items():
-        script = values.get("npm_script")
-        if script is not None and owners.setdefault(script, name) != name:
-            words = f"found {found_text(script)}, expected a script that is not that of tasks.{owners[script]} too"
-            reading.fault(f"{dotted('tasks', name)}.npm_script", words)
+        found = values.get(key)
+        if found is not None and owners.setdefault(found, name) != name:
+            words = f"found {found_text(found)}, expected {kind} that is not that of tasks.{owners[found]} too"
+            reading.fault(f"{dotted('tasks', name)}.{key}", words)
 
 
 def _check_own_leases(tasks: Mapping[str, dict[str, Any]], reading: _Reading) -> None:
@@ -263,10 +264,11 @@ def _check_own_leases(tasks: Mapping[str, dict[str, Any]], reading: _Reading) ->
                 reading.fault(f"{dotted('tasks', name)}.lease", words)
 
 
-def _check_then(repo_sync: Mapping[str, Any], tasks: Collection[str], reading: _Reading) -> None:
+def _check_then(repo_sync: Mapping[str, Any], tasks: Mapping[str, dict[str, Any]], reading: _Reading) -> None:
     then = repo_sync.get("then")
-    if then is not None and then not in tasks:
-        reading.fault("repo_sync.then", f"found {found_text(then)}, expected the name of a task in [tasks]")
+    if then is not None and "command" not in tasks.get(then, {}):
+        which = " with a command" if then in tasks else ""
+        reading.fault("repo_sync.then", f"found {found_text(then)}, expected the name of a task{which} in [tasks]")
 
 
 __all__ = [

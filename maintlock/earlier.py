@@ -129,6 +129,7 @@ class Earlier:
         if self._told == blocker.lease_id:
             return
         self._told = blocker.lease_id
+        what = f"{self.places.lock} was replaced while {blocker.sentence.removeprefix('held by ')} held it"
         collision = events.new(
             "collision",
             event_id=f"{blocker.lease_id}:lockfile_replaced",
@@ -137,6 +138,7 @@ class Earlier:
             task=blocker.task,
             lease_id=blocker.lease_id,
             reason_code="lockfile_replaced",
-            detail=f"{self.places.lock} was replaced while {blocker.sentence.removeprefix('held by ')} held it",
+            reason=what,
+            detail=what,
         )
         pending.append(self.places.directory, [collision])

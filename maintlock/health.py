@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from maintlock import config
 from maintlock.command import Command, add_places, read_config, read_places
-from maintlock.errors import ConfigError
-from maintlock.orchestrator.health import DEGRADED, HEALTHY, UNKNOWN, Health, read_health
+from maintlock.errors import ConfigError, UnavailableError
+from maintlock.orchestrator.health import DEGRADED, HEALTHY, UNKNOWN, Health, judged, read, read_health
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -46,13 +46,16 @@ def _run_health(said: Namespace) -> int:
 
 def _run_tasks(said: Namespace) -> int:
     settings = read_config(said)
-    found = read_health(read_places(said, settings), settings)["tasks"]
+    readings = read(read_places(said, settings), settings)
+    found = judged(readings, settings)["tasks"]
     if said.json:
         sys.stdout.write(json.dumps({"tasks": found}) + "\n")
     else:
         from maintlock import healthtable, tables
 
         tables.write(healthtable.of_tasks(found, time.time()))
+    if readings.trouble is not None:  # then only the settings are known
+        raise UnavailableError(readings.trouble)
     return 0
 
 
@@ -60,9 +63,10 @@ HEALTH = Command(
     description="Tell whether all is well: the lease, each task, each daemon, the orchestrator.",
     epilog="""\
 A task that stands back is healthy; one that has stood back for too long is starved. Where
-maintlock.toml is invalid, that is a reason, and whatever else is known is told.
+maintlock.toml is invalid, that is given as a reason; everything else known is still shown.
 
-Exit codes: 0 healthy; 1 degraded, and why; 2 unknown, it cannot be told.
+Exit codes: 0 healthy; 1 degraded, and why; 2 unknown, it cannot be told; 77 state
+directory or configuration could be somebody else's: nothing of them is read.
 
 Examples
   maintlock health
@@ -85,7 +89,9 @@ States, the first that applies
   resting   its last run has just ended
   idle      none of these
 
-Tasks that are in the history only are listed, too, as not configured: health does not count them.
+Tasks known only from the history are listed as not configured; health ignores them.
+
+Exit codes: 0; 73 the history cannot be read: then only the settings are known.
 
 Examples
   maintlock tasks

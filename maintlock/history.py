@@ -14,14 +14,16 @@ from maintlock.book import COLLISIONS, TASKS, Book, laid_over
 from maintlock.entries import EVENTS, FIELDS, PUBLIC, as_seconds, as_text, entry_of, fence_of
 from maintlock.events import acquired_id
 from maintlock.ledger import LedgerUnavailable, open_nothing, open_to_read
-from maintlock.names import is_task_name
+from maintlock.model import ProcessIdentity
+from maintlock.names import is_lease_name, is_task_name
 from maintlock.rows import OF_PRESENT, collisions_of, labels_of, state_of
 from maintlock.tally import cumulated
 from maintlock.times import rfc3339
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+    from typing import Any
 
     from maintlock.entries import Entry
     from maintlock.model import Event
@@ -115,11 +117,12 @@ def read_snapshot(directory: str, *, lease: str) -> Snapshot:
     waiting = pending.read(directory)
     with open_to_read(directory) as db:
         book = Book(db, waiting)
-        tasks = {task: state_of(row) for task, *row in db.execute(TASKS, (lease,)) if isinstance(task, str)}
+        tasks = {task: state_of(row) for task, *row in db.execute(TASKS, (lease,))}
         collisions = {found.kind: found for found in collisions_of(db.execute(COLLISIONS, (lease,)))}
         present = {entry["id"]: entry for row in db.execute(PRESENT, (lease,)) if (entry := _present(row)) is not None}
         counters = _counters(db, book, lease)
     tasks |= {task: state for (of, task), state in book.tasks.items() if of == lease}
+    tasks = {task: state for task, state in tasks.items() if _is_name_of_task(task)}
     collisions = laid_over(collisions, {kind: found for (of, kind), found in book.collisions.items() if of == lease})
     present = laid_over(present, {of: e for of, e in book.present.items() if e is None or e["lease"] == lease})
     return Snapshot(
@@ -131,6 +134,16 @@ def read_snapshot(directory: str, *, lease: str) -> Snapshot:
         ],
         collisions=sorted(collisions.values(), key=lambda found: (found.since, found.kind)),
         dropped=pending.dropped(directory),
+    )
+
+
+def identity_of(row: Mapping[str, Any]) -> ProcessIdentity:
+    """Return whose row of presence this is."""
+    return ProcessIdentity(
+        pid=row["pid"] or 0,
+        start_ticks=row["start_ticks"] or 0,
+        boot_id=row["boot_id"] or "",
+        pid_namespace=row["pid_namespace"] or "",
     )
 
 
@@ -152,7 +165,7 @@ def read_states(directory: str) -> States:
     with open_to_read(directory) as db:
         book = Book(db, waiting)
         tasks = {(lease, task): state_of(row) for lease, task, *row in db.execute(ALL_TASKS)}
-        rows = [(lease, collisions_of([row])) for lease, *row in db.execute(ALL_COLLISIONS)]
+        rows = [(lease, collisions_of([row])) for lease, *row in db.execute(ALL_COLLISIONS) if _is_name_of_lease(lease)]
         present = {entry["id"]: entry for row in db.execute(ALL_PRESENT) if (entry := _present(row)) is not None}
     open_now = laid_over({(lease, found[0].kind): found[0] for lease, found in rows if found}, book.collisions)
     collisions: dict[str, list[Collision]] = {}
@@ -160,7 +173,13 @@ def read_states(directory: str) -> States:
         collisions.setdefault(lease, []).append(found)
     entries = [entry for entry in laid_over(present, book.present).values() if entry["at"] is not None]
     return States(
-        tasks={**tasks, **book.tasks}, collisions=collisions, present=sorted(entries, key=itemgetter("at", "id"))
+        tasks={
+            (lease, task): state
+            for (lease, task), state in {**tasks, **book.tasks}.items()
+            if _is_name_of_lease(lease) and _is_name_of_task(task)
+        },
+        collisions=collisions,
+        present=sorted(entries, key=itemgetter("at", "id")),
     )
 
 
@@ -209,6 +228,14 @@ def typical_seconds(directory: str, lease: str, task: str) -> float | None:
 
     newest = sorted(holds)[-RECENT_HOLDS:]
     return median(held for _, held in newest) if newest else None
+
+
+def _is_name_of_task(found: object) -> bool:
+    return isinstance(found, str) and is_task_name(found)
+
+
+def _is_name_of_lease(found: object) -> bool:
+    return isinstance(found, str) and is_lease_name(found)
 
 
 def _entry(row: Sequence[object]) -> Entry:

@@ -78,7 +78,7 @@ class LedgerUnavailable(MaintlockError):  # noqa: N818  history that has to wait
 _ABANDONED: list[sqlite3.Connection] = []  # a parent's, which a forked child may neither use nor close
 
 
-def drain(directory: str, *, history_seconds: float = DEFAULT_HISTORY, now: float) -> None:
+def drain(directory: str, *, history_seconds: float | None = None, now: float) -> None:
     """Enter what waits in `ledger.pending` once; see `Ledger.drain`.
 
     Raises:
@@ -89,12 +89,16 @@ def drain(directory: str, *, history_seconds: float = DEFAULT_HISTORY, now: floa
 
 
 class Ledger:
-    """The ledger of one state directory, with a connection that is kept between drains; threads may share it."""
+    """The ledger of one state directory, with a connection that is kept between drains; threads may share it.
 
-    def __init__(self, directory: str, *, history_seconds: float = DEFAULT_HISTORY) -> None:
+    `history_seconds` is what our configuration says, None if it says nothing: then what the last one said that did.
+    """
+
+    def __init__(self, directory: str, *, history_seconds: float | None = None) -> None:
         self.directory = directory
         self.path = f"{directory}/{DATABASE}"
         self.history_seconds = history_seconds
+        self._history_told: float | None = None  # what the ledger was told of it
         self._pruned_at = -math.inf
         self._patience_set = 0.0
         self._opened: tuple[int, int] | None = None
@@ -138,6 +142,7 @@ class Ledger:
         try:
             for name in pending.waiting(self.directory):
                 self._drain(name, now, deadline)
+            self._tell_history(deadline)
         except OSError as error:
             raise LedgerUnavailable(f"{self.directory}/{name}", _system_reason(error)) from error
         except (sqlite3.Error, UnicodeError) as error:
@@ -173,6 +178,16 @@ class Ledger:
         db.execute("COMMIT")
         return entered.rejected
 
+    def _tell_history(self, deadline: float) -> None:
+        """Let the ledger say how long it is to be kept, for those who drain it without a configuration that does."""
+        told = self.history_seconds
+        if told in (None, self._history_told) or _checked(self.path) is None:
+            return
+        db = self._connected(deadline)
+        if _meta(db, "history_seconds") != told:
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('history_seconds', ?)", (told,))
+        self._history_told = told
+
     def _connected(self, deadline: float) -> sqlite3.Connection:
         """Return the connection that is kept, or a new one where it does not lead to the file in the database's place."""
         patience = max(0.0, min(BUSY_SECONDS, deadline - time.monotonic()))
@@ -191,15 +206,19 @@ class Ledger:
         """Forget what is older than the history, at most once an hour and in small portions; totals stay for ever."""
         if abs(now - self._pruned_at) < PRUNE_EVERY_SECONDS:
             return
-        row = db.execute("SELECT value FROM meta WHERE name = 'pruned_at'").fetchone()
-        before = as_seconds(row[0]) if row is not None else None
+        before = _meta(db, "pruned_at")
         if before is not None and abs(now - before) < PRUNE_EVERY_SECONDS:
             self._pruned_at = before
             return
-        oldest = now - self.history_seconds
+        oldest = now - (self.history_seconds or _meta(db, "history_seconds") or DEFAULT_HISTORY)
         db.execute("DELETE FROM presence WHERE at < ?", (oldest,))
         if db.execute(PRUNE, (oldest, ALWAYS_KEPT - 1, PRUNE_AT_ONCE)).rowcount < PRUNE_AT_ONCE:
             db.execute("INSERT OR REPLACE INTO meta VALUES ('pruned_at', ?)", (now,))
+
+
+def _meta(db: sqlite3.Connection, name: str) -> float | None:
+    row = db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+    return as_seconds(row[0]) if row is not None else None
 
 
 # Opening ---------------------------------------------------------------------------------------------------------------

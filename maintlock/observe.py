@@ -15,7 +15,6 @@ from maintlock import line as line_file
 from maintlock.custody import Custody, read_custody
 from maintlock.entries import PUBLIC, entry_of
 from maintlock.ledger import LedgerUnavailable
-from maintlock.model import ProcessIdentity
 from maintlock.names import is_lease_name
 from maintlock.paths import Places
 from maintlock.times import epoch_seconds, rfc3339
@@ -214,16 +213,7 @@ def _present_in(waiting: Iterable[Event], lease: str) -> list[Mapping[str, Any]]
 
 def _living(present: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return the rows whose process lives: one that is gone, or cannot be seen from here, counts for nothing."""
-    return [row for row in present if isinstance(row["pid"], int) and process.is_alive(_identity(row)) is True]
-
-
-def _identity(row: Mapping[str, Any]) -> ProcessIdentity:
-    return ProcessIdentity(
-        pid=row["pid"],
-        start_ticks=row["start_ticks"] or 0,
-        boot_id=row["boot_id"] or "",
-        pid_namespace=row["pid_namespace"] or "",
-    )
+    return [row for row in present if process.is_alive(history.identity_of(row)) is True]
 
 
 # History

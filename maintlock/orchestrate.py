@@ -30,9 +30,9 @@ log = logging.getLogger("maintlock.orchestrator")
 
 
 def _arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--once", action="store_true", help="make one pass, and leave")
-    parser.add_argument("--stop-jobs", action="store_true", help="when ended, stop the jobs that were started, too")
-    parser.add_argument("--stop-daemons", action="store_true", help="when ended, stop the daemons, too")
+    parser.add_argument("--once", action="store_true", help="make one pass, and exit")
+    parser.add_argument("--stop-jobs", action="store_true", help="on exit, also stop the jobs it started")
+    parser.add_argument("--stop-daemons", action="store_true", help="on exit, also stop the daemons")
     parser.add_argument(
         "--log-format", choices=sorted(LOGGERS), default="json", help="how to log on standard error (json)"
     )
@@ -93,14 +93,15 @@ def _leave(orchestrator: Orchestrator, waker: Waker, said: Namespace) -> None:
     """Stop scheduling. What runs, runs on under supervisors of its own, unless it is to be stopped; a second TERM waits for none."""
     if said.stop_jobs:
         orchestrator.jobs.stop()
-        while orchestrator.jobs.running:
-            orchestrator.tend_jobs()
-            if orchestrator.jobs.running and waker.wait(LOOK_SECONDS) & STOPPING:
+        while orchestrator.jobs.recorded():
+            orchestrator.jobs.stop_orphaned(orchestrator.config.tasks)
+            if waker.wait(LOOK_SECONDS) & STOPPING:
                 break
+            orchestrator.tend_jobs()
     if said.stop_daemons:
         orchestrator.daemons.stop()
     orchestrator.write_record(stopped_at=time.time())
-    log.info("stopped", extra={"event": "stopped", "running": sorted(orchestrator.jobs.running)})
+    log.info("stopped", extra={"event": "stopped", "running": sorted(orchestrator.jobs.recorded())})
     sys.stderr.flush()
 
 
@@ -108,13 +109,13 @@ ORCHESTRATE = Command(
     description="Start due tasks, never two heavy ones, and keep daemons alive outside the lease, as maintlock.toml says.",
     epilog=f"""\
 TERM ends it: jobs and daemons run on, and the next orchestrator adopts them. With --stop-jobs each job is
-stopped as its task says; with --stop-daemons each daemon gets TERM, and KILL {STOP_GRACE_SECONDS:g}s later. HUP has
-the configuration read anew; an invalid one is reported, and the old one stays.
+stopped as its task says; with --stop-daemons each daemon gets TERM, and KILL {STOP_GRACE_SECONDS:g}s later. HUP
+reloads the configuration; an invalid one is reported, and the old one stays.
 
 What a task prints is in logs/TASK.log below the state directory, that of its run before in logs/TASK.log.1;
 what a daemon prints is in logs/daemon@NAME.log.
 
-Exit codes: 0 ended by TERM or INT; 75 another one runs here; 78 the configuration is invalid.
+Exit codes: 0 ended by TERM or INT, or after --once; 75 another one runs here; 78 the configuration is invalid.
 
 Examples
   maintlock orchestrate

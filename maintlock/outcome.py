@@ -6,12 +6,16 @@ import errno
 import os
 import stat
 
+from maintlock import process
 from maintlock.errors import UnavailableError
 from maintlock.jsontext import encoded_object
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
+
+MAX_BYTES = 1 << 20
 
 
 def write(
@@ -50,6 +54,17 @@ def write(
     except OSError as error:
         _remove(temporary)
         raise UnavailableError(f"{path}: outcome cannot be written: {error.strerror}") from error
+
+
+def read(path: str) -> dict[str, Any]:
+    """Return the fields of an outcome file; none where it is missing, or is none."""
+    import json
+
+    try:
+        found = json.loads(process.read_bytes(path, MAX_BYTES) or b"{}")
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _write_new(path: str, content: bytes) -> None:

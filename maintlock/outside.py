@@ -8,6 +8,7 @@ itself. A process that has been outside for a moment only may be about to ask, o
 from __future__ import annotations
 
 import os
+import re
 import time
 from operator import itemgetter
 from typing import TYPE_CHECKING
@@ -28,9 +29,20 @@ if TYPE_CHECKING:
     from maintlock.settings import TaskSettings
 
 INTERPRETERS = frozenset(
-    "node nodejs npm npx pnpm yarn bun deno tsx ts-node sh bash dash zsh ksh ash busybox perl ruby php uv pypy pypy3".split()
+    "node nodejs npm npx pnpm yarn bun deno tsx ts-node sh bash dash zsh ksh ash perl ruby php uv pypy pypy3".split()
 )
-INLINE_CODE = frozenset({"-c", "-e", "-p", "--eval", "--print"})  # what follows is a program's text, not a file's name
+# After these options a program's text follows, and no file's name; short ones may be in a cluster (`bash -lc`, `perl -ne`).
+CODE_OF_SHELL = re.compile("-[A-Za-z]*c[A-Za-z]*")
+CODE_OF_PYTHON = re.compile("-[A-Za-z]*c")
+CODE_OF_NODE = re.compile("-pe?|-e|--print|--eval")
+CODE_OF_PERL = re.compile("-[alnpsw]*[eE]")
+CODE_OPTIONS = {
+    **dict.fromkeys(("node", "nodejs", "bun", "tsx", "ts-node"), CODE_OF_NODE),
+    **dict.fromkeys(("perl", "ruby"), CODE_OF_PERL),
+    **dict.fromkeys(("sh", "bash", "dash", "zsh", "ksh", "ash"), CODE_OF_SHELL),
+}
+MANY_PROGRAMS = frozenset({"busybox", "toybox"})  # their names tell nothing, and are followed by that of the program
+CODE_WORDS = ("--eval=", "--print=")  # a program's text is in the word itself
 OURS = frozenset({"maintlock", "maintlock-wrap", "maintlock-exporter"})
 MAX_CMDLINE = 128 * 1024
 ASKING = frozenset({"hold", "run"})  # those of `maintlock` that ask for the lease, as `maintlock-wrap` does
@@ -62,23 +74,27 @@ def is_interpreter(executable: str) -> bool:
     return name in INTERPRETERS or name.startswith("python")
 
 
-def is_match(argv: Sequence[str], match: str) -> bool:
-    """Tell whether a command line is that of the program `match`: run by itself, or by an interpreter."""
-    return match in base_names(argv)
+def base_names(argv: Sequence[str], executable: str = "") -> Iterator[str]:
+    """Yield what a process may be the program of: what runs, and each word that an interpreter may take for a script.
 
-
-def base_names(argv: Sequence[str]) -> Iterator[str]:
-    """Yield what a command line may be the program of: what runs, and each word that an interpreter may take for a script."""
+    What runs is told by the command line, which says what its starter likes, and by the `executable`, the path of the file.
+    """
+    if argv and os.path.basename(argv[0]) in MANY_PROGRAMS:
+        argv = argv[1:]
     if not argv:
         return
-    yield os.path.basename(argv[0])
-    if not is_interpreter(argv[0]) or any(os.path.basename(word) in OURS for word in argv[1:3]):
+    names = [os.path.basename(path) for path in (argv[0], executable) if path]
+    programs = [name for name in dict.fromkeys(names) if name not in MANY_PROGRAMS]
+    yield from programs
+    interpreter = next(filter(is_interpreter, programs), None)
+    if interpreter is None or any(os.path.basename(word) in OURS for word in argv[1:3]):
         return
+    code = CODE_OPTIONS.get(interpreter.lstrip("-"), CODE_OF_PYTHON)
     skip_next = False
     for word in argv[1:]:
-        if not skip_next:
+        if not skip_next and not word.startswith(CODE_WORDS):
             yield os.path.basename(word)
-        skip_next = word in INLINE_CODE
+        skip_next = code.fullmatch(word) is not None
 
 
 def read_argv(pid: int) -> list[str]:
@@ -96,15 +112,27 @@ def read_argv(pid: int) -> list[str]:
         return []
 
 
-def matching(argv_of: Mapping[int, Sequence[str]], tasks: Iterable[TaskSettings]) -> dict[int, TaskSettings]:
-    """Return which processes are recognised as which task: by `is_match`, and if as several, the one configured last.
+def read_executable(pid: int) -> str:
+    """Return the path of the file that a process executes; empty where it has none, or none that we may see."""
+    try:
+        return os.readlink(f"{process.PROC}/{pid}/exe").removesuffix(" (deleted)")
+    except OSError:
+        return ""
+
+
+def matching(
+    argv_of: Mapping[int, Sequence[str]],
+    tasks: Iterable[TaskSettings],
+    executable_of: Callable[[int], str] = read_executable,
+) -> dict[int, TaskSettings]:
+    """Return which processes are recognised as which task: by their `base_names`, and if as several, the one configured last.
 
     Each name is looked up once, however many tasks there are.
     """
     by_match = {task.match: (place, task) for place, task in enumerate(tasks) if task.heavy and task.match}
     found = {}
     for pid, argv in argv_of.items():
-        known = [by_match[name] for name in base_names(argv) if name in by_match]
+        known = [by_match[name] for name in base_names(argv, executable_of(pid)) if name in by_match]
         if known:
             found[pid] = max(known, key=itemgetter(0))[1]
     return found
@@ -156,7 +184,7 @@ def find_uncovered(
     tasks = [task for task in tasks if task.heavy and task.match]
     if not tasks:
         return []
-    argv_of = {pid: read_argv(pid) for pid in process.read_pids() if _is_our_users(pid)}
+    argv_of = {pid: read_argv(pid) for pid in process.read_pids() if pid != os.getpid() and process.is_our_users(pid)}
     found = matching(argv_of, tasks)
     if not found:
         return []
@@ -193,7 +221,9 @@ def seconds_outside(started_at: float | None, session_id: int, last: Line | None
 
 def waiting(present: Iterable[Entry], table: Mapping[int, Stat]) -> set[int]:
     """Return who waits for a lease by the ledger's rows: those processes, and their ancestors and descendants in their sessions."""
-    pids = {row["pid"] for row in present if row["role"] == "waiting" and process.is_alive(identity_of(row)) is True}
+    pids = {
+        row["pid"] for row in present if row["role"] == "waiting" and process.is_alive(history.identity_of(row)) is True
+    }
     return _families(pids, table)
 
 
@@ -216,16 +246,6 @@ def _families(pids: Iterable[int], table: Mapping[int, Stat]) -> set[int]:
         family = [stat, *_ancestors(stat, table), *process.descendants(dict(table), stat.pid)]
         found |= {one.pid for one in family if one.sid == stat.sid}
     return found
-
-
-def identity_of(row: Entry) -> ProcessIdentity:
-    """Return whose row of presence this is."""
-    return ProcessIdentity(
-        pid=row["pid"] or 0,
-        start_ticks=row["start_ticks"] or 0,
-        boot_id=row["boot_id"] or "",
-        pid_namespace=row["pid_namespace"] or "",
-    )
 
 
 def _read_present(directory: str) -> list[Entry]:
@@ -274,15 +294,6 @@ def _ancestors(stat: Stat, table: Mapping[int, Stat]) -> Iterator[Stat]:
 def _is_there(stat: Stat) -> bool:
     now = process.read_stat(stat.pid)
     return now is not None and now.start_ticks == stat.start_ticks and not now.is_dead
-
-
-def _is_our_users(pid: int) -> bool:
-    if pid == os.getpid():
-        return False
-    try:
-        return os.stat(f"{process.PROC}/{pid}").st_uid == os.geteuid()
-    except OSError:
-        return not process.has_proc()
 
 
 def is_command(argv: Sequence[str], command: Sequence[str]) -> bool:

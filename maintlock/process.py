@@ -283,6 +283,14 @@ def is_alive(identity: ProcessIdentity) -> bool | None:
     return None if _exists(identity.pid) else False
 
 
+def is_our_users(pid: int) -> bool:
+    """Tell whether a process is of the user whom we work for; where nothing tells, it is."""
+    try:
+        return os.stat(f"{PROC}/{pid}").st_uid == os.geteuid()
+    except OSError:
+        return not has_proc()
+
+
 def _exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)

@@ -218,7 +218,7 @@ def write_not_run(
         voice.error(str(failure))
 
 
-def settle(places: paths.Places, history_seconds: float, lasted_seconds: float) -> None:
+def settle(places: paths.Places, history_seconds: float | None, lasted_seconds: float) -> None:
     """Enter into the ledger what waits for it, unless that would be felt; if it cannot be done now, the next one will.
 
     Whoever reads the ledger reads what waits too, so a short job need not pay for SQLite, which takes longer than `true`.

@@ -77,7 +77,7 @@ class RepoSyncSettings:
 
 @record(frozen=True, kw_only=True)
 class Config:
-    """Everything that can be configured; `path` and `directory` are None where there is no file."""
+    """Everything that can be configured; `path` and `directory` are None where there is no file, `history` where it says none."""
 
     leases: Mapping[str, LeaseSettings]
     tasks: Mapping[str, TaskSettings]
@@ -87,7 +87,7 @@ class Config:
     state_dir: str | None = None
     poll_interval: float = 3.0
     starved_after: float = 2 * 3600.0
-    history: float = DEFAULT_HISTORY
+    history: float | None = None
     repo_sync: RepoSyncSettings | None = None
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from maintlock.states import TaskState
 
 LATE_INTERVALS = 2.0  # a success older than this many intervals is overdue
+LAPSE_SECONDS = 86400.0
 
 
 @record(frozen=True, kw_only=True)
@@ -57,9 +58,17 @@ def is_overdue(task: TaskSettings, state: TaskState, now: float) -> bool:
     return task.interval > 0 and since is not None and now - since > LATE_INTERVALS * task.interval
 
 
-def is_starved(state: TaskState, now: float, starved_after: float) -> bool:
-    """Tell whether a streak of deferrals has lasted too long (L5)."""
-    return state.deferred_since is not None and now - state.deferred_since > starved_after
+def is_starved(task: TaskSettings, state: TaskState, now: float, starved_after: float) -> bool:
+    """Tell whether a streak of deferrals has lasted too long (L5).
+
+    A task that nothing schedules asks for the lease only when somebody starts it: once nobody has for a day, or for
+    `starved_after` where that is longer, nobody is kept from anything.
+    """
+    if state.deferred_since is None or now - state.deferred_since <= starved_after:
+        return False
+    asked_at = state.deferred_since if state.last_deferred_at is None else state.last_deferred_at
+    is_scheduled = task.interval > 0 or task.inbox is not None
+    return is_scheduled or now - asked_at <= max(starved_after, LAPSE_SECONDS)
 
 
 def standing(
@@ -74,7 +83,7 @@ def standing(
     """Return how a task stands now; `is_failing` tells of one that cannot even be started."""
     applies = (
         ("running", is_running),
-        ("starved", is_starved(state, now, starved_after)),
+        ("starved", is_starved(task, state, now, starved_after)),
         ("failing", is_failing or state.last_outcome in FAILURES),
         ("overdue", is_overdue(task, state, now)),
         ("deferred", state.deferred_since is not None),

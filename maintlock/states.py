@@ -19,6 +19,8 @@ MOMENTS = (
     "registered_at", "last_run_at", "last_ended_at", "last_success_at", "last_success_started_at", "deferred_since",
     "last_deferred_at", "last_failed_at",
 )  # fmt: skip
+# No deferral tells when a task last ran: put at its time, a run to come would put off the next one by an interval.
+OF_RUNS = ("last_run_at", "last_ended_at", "last_success_at", "last_success_started_at", "last_failed_at")
 
 
 class Grant(NamedTuple):
@@ -78,11 +80,11 @@ def is_after(at: float, earlier: float, now: float) -> bool:
 def task_after(state: TaskState, entry: Entry, now: float) -> TaskState:
     """Return what is known of a task after one more event of its own, which may be told late and out of order."""
     kind, at = entry["event"], entry["at"]
-    state = _grounded(state, at, now)
+    before, state = state, _grounded(state, at, now)
     if kind in {"acquired", "nested_started"}:
         state = _begun(state, at, _run(entry))
     elif kind == "deferred":
-        state = _deferred(state, entry)
+        state = _deferred(state, entry)._replace(**{name: getattr(before, name) for name in OF_RUNS})
     elif outcome_of(entry) is not None:
         state = _ended(state, entry)
     else:

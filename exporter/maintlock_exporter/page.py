@@ -124,7 +124,7 @@ def read_tasks(view: View, statuses: Mapping[str, Status]) -> dict[str, dict[str
         except MaintlockError:
             continue  # its own part of the page will tell
     known = history.States(tasks=tasks, collisions={}, present=[])
-    readings = health.readings_of(view.scene.places(DEFAULT_LEASE), statuses, known, now=view.now)
+    readings = health.readings_of(view.scene.places(DEFAULT_LEASE), statuses, known, view.scene.config, now=view.now)
     found = health.tasks_of(readings, view.scene.config)
     return {name: found[name] for name in view.scene.config.tasks}
 

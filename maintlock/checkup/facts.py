@@ -28,7 +28,6 @@ MAX_FILES = 10_000
 MAX_PACKAGES = 200
 LEASE_ENDINGS = (".lock", ".json")  # whose lock file was removed may still have it
 DEFAULT = "the default directory"
-ORCHESTRATOR = "orchestrator"  # its lock file is no lease's
 
 
 class Facts:
@@ -147,7 +146,7 @@ class Facts:
         if self.said_lease is not None:
             return (self.said_lease,)
         names = {os.path.splitext(name)[0] for name in self.files if name.endswith(LEASE_ENDINGS)}
-        return tuple(sorted(name for name in names - {ORCHESTRATOR} if is_lease_name(name)))
+        return tuple(sorted(name for name in names if is_lease_name(name)))
 
     @cached_property
     def looks(self) -> Mapping[str, Custody]:
@@ -157,7 +156,7 @@ class Facts:
     @cached_property
     def table(self) -> Mapping[int, Stat]:
         """All living processes of our user that we can see."""
-        return {pid: row for pid, row in process.read_table().items() if not row.is_dead and _is_our_users(pid)}
+        return {pid: row for pid, row in process.read_table().items() if not row.is_dead and process.is_our_users(pid)}
 
     @cached_property
     def open_locks(self) -> Sequence[OpenLock]:
@@ -203,10 +202,3 @@ def _read_package(path: str) -> PackageJson | MaintlockError:
         return package_json.read(path)
     except MaintlockError as error:
         return error
-
-
-def _is_our_users(pid: int) -> bool:
-    try:
-        return os.stat(f"{process.PROC}/{pid}").st_uid == os.geteuid()
-    except OSError:
-        return not process.has_proc()

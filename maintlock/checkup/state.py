@@ -16,6 +16,7 @@ from maintlock.ledger import DATABASE, LedgerUnavailable, open_to_read
 from maintlock.names import DEFAULT_LEASE
 from maintlock.naming import named
 from maintlock.redact import printable
+from maintlock.schema import dotted
 from maintlock.times import duration_text, epoch_seconds
 
 if TYPE_CHECKING:
@@ -45,6 +46,13 @@ def configuration(facts: Facts) -> Iterable[Finding]:
         yield fine("there is no maintlock.toml: all defaults")
     else:
         yield fine(f"{facts.settings.path} is valid")
+        for task in facts.settings.tasks.values():
+            key = "interval" if task.interval > 0 else "inbox" if task.inbox is not None else None
+            if task.command is None and key is not None:
+                why = "the orchestrator never starts it, and only tells how late it is"
+                yield notice(
+                    f"{dotted('tasks', task.name)} has {key} and no command: {why}", to_edit(facts.settings.path)
+                )
 
 
 def permissions(facts: Facts) -> Iterable[Finding]:

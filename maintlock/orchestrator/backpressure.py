@@ -94,6 +94,6 @@ def decisions(
 
 def _precedence(due: Due, state: TaskState, now: float, starved_after: float) -> tuple[bool, float, float]:
     """Return what to sort by: the starved first, the longest so; then the most overdue relative to their intervals."""
-    starved = is_starved(state, now, starved_after)
+    starved = is_starved(due.task, state, now, starved_after)
     since = state.deferred_since if state.deferred_since is not None else now
     return (not starved, since if starved else -due.lateness(now), since)

@@ -91,15 +91,7 @@ def is_ours(started: Started) -> bool:
     if process.is_alive(started.identity) is not True:
         return False
     stat = process.read_stat(started.identity.pid)
-    return stat is not None and stat.sid == stat.pid != os.getpid() and is_our_users(stat.pid)
-
-
-def is_our_users(pid: int) -> bool:
-    """Tell whether a process is of the user whom we work for; where nothing tells, it is."""
-    try:
-        return os.stat(f"{process.PROC}/{pid}").st_uid == os.geteuid()
-    except OSError:
-        return not process.has_proc()
+    return stat is not None and stat.sid == stat.pid != os.getpid() and process.is_our_users(stat.pid)
 
 
 def environment(

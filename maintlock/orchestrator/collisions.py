@@ -129,7 +129,7 @@ def _of_kind(kind: str, found: Sequence[Outside], known: Collision | None, lease
 
 
 def _is_told(one: Outside, known: Collision | None) -> bool:
-    return known is not None and str(one) in (known.detail or "")
+    return known is not None and mark(one) in marks.within(known.id)
 
 
 def _event(
@@ -143,4 +143,5 @@ def _event(
     task: str | None = None,
     pid: int | None = None,
 ) -> Event:
-    return events.new(name, event_id=event_id, at=now, lease=lease, task=task, pid=pid, reason_code=kind, detail=detail)
+    about = {"task": task, "pid": pid, "reason": detail, "reason_code": kind, "detail": detail}
+    return events.new(name, event_id=event_id, at=now, lease=lease, **about)

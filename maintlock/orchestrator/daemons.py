@@ -55,13 +55,13 @@ class Daemon:
         self.child, self.restarts = Child(replace(started, restart_at=None)), started.restarts
         self._watch()
 
-    def succeed(self, died: Started) -> None:
+    def resume_cooldown(self, died: Started) -> None:
         """Go on where a predecessor was: it is down, and what is left of its cooldown has still to pass."""
         left = min(max(0.0, died.restart_at - time.time()), self.cooldown) if died.restart_at is not None else 0.0
         self.restarts = died.restarts + (died.restart_at is None)
         self.start_deadline = time.monotonic() + left
         if left:
-            self.trouble, self.died = "ended; restarted after its cooldown", died
+            self.trouble, self.died = "ended; will be restarted after its cooldown", died
 
     @property
     def cooldown(self) -> float:
@@ -88,7 +88,7 @@ class Daemon:
         self.died = replace(died.started, restarts=self.restarts, restart_at=time.time() + self.cooldown)
         code = died.exit_code
         how = "" if code is None else f" by signal {-code}" if code < 0 else f" with exit code {code}"
-        self.trouble = f"ended{how}; restarted after its cooldown of {duration_text(self.cooldown)}"
+        self.trouble = f"ended{how}; will be restarted after its cooldown of {duration_text(self.cooldown)}"
         is_again = how == self._last_death and time.time() - died.started.at < STEADY_SECONDS
         self._last_death, self._deaths = how, self._deaths + 1 if is_again else 1
         log.log(
@@ -191,7 +191,7 @@ class Daemons:
                 extra={"event": "daemon_adopted", "daemon": settings.name, "pid": found.identity.pid},
             )
         elif recorded is not None:
-            daemon.succeed(recorded)
+            daemon.resume_cooldown(recorded)
         return daemon
 
     def tend(self, now: float, config: Config) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import TYPE_CHECKING, Any
 
-from maintlock import process
 from maintlock.entries import FAILURES
 from maintlock.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND
 from maintlock.model import record
@@ -38,15 +36,6 @@ class End:
     is_begun: bool = True
     reason_code: str | None = None
     blocked_by: str | None = None
-
-
-def read_outcome(path: str) -> dict[str, Any]:
-    """Return the fields of an outcome file; none where it is missing, or is none."""
-    try:
-        found = json.loads(process.read_bytes(path, MAX_BYTES) or b"{}")
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def end_of(

@@ -108,7 +108,7 @@ class Leases:
 
 def read_lease(places: Places, present: Iterable[Entry]) -> LeaseFacts:
     """Return who has a lease, and what that is to a task of the orchestrator's; `present` are its rows of presence in the ledger."""
-    living = [row for row in present if process.is_alive(outside.identity_of(row)) is True]
+    living = [row for row in present if process.is_alive(history.identity_of(row)) is True]
     found = custody.read_custody(places)
     grant = found.grant if found.state != "free" else None
     gate = gate_of(

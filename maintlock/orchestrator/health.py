@@ -10,7 +10,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from maintlock import holder, marks, observe, outside, pending, process
+from maintlock import holder, marks, observe, outside, owed, pending, process
 from maintlock import line as line_file
 from maintlock.history import read_states
 from maintlock.ledger import LedgerUnavailable
@@ -20,19 +20,20 @@ from maintlock.orchestrator import record
 from maintlock.orchestrator.taskhealth import Seen, task_health, trouble_of, unconfigured
 from maintlock.paths import Places
 from maintlock.states import TaskState
-from maintlock.times import duration_text, rfc3339
+from maintlock.times import duration_text, epoch_seconds, rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from maintlock.config import Config
     from maintlock.history import States
-    from maintlock.model import Line
+    from maintlock.model import Line, ProcessIdentity
     from maintlock.orchestrator.record import Record
     from maintlock.report import CollisionReport, Status
     from maintlock.settings import TaskSettings
 
 HEALTHY, DEGRADED, UNKNOWN = "healthy", "degraded", "unknown"
+NOTHING_OWED: Mapping[str, float] = {}
 LATE_POLLS = 10.0
 LATE_SECONDS = 60.0  # a pass may wait for a disk
 
@@ -53,20 +54,22 @@ class Health(TypedDict):
 class Readings:
     """What health is judged from. `states` is None where the ledger cannot be read, and `trouble` says why.
 
-    `running` are tasks that have a lease or have joined in one, `waiting` the pids of who waits for one; `lost` are the lines
+    `alive` tells of each process in the record whether it lives, as far as that can be known. `running` are tasks that have a lease or have joined in one, `waiting` the pids of who waits for one; `lost` are the lines
     of grants, by lease, that nobody ended and of which nothing works any more. `is_used` tells whether there ever was an
-    orchestrator. `dropped` counts events that could not be recorded; `now` is in epoch seconds. `bad_config` says why the
-    configuration could not be read: then nothing of it is known.
+    orchestrator. `owed` tells of tasks that a pull has made necessary since when. `dropped` counts events that could not be
+    recorded; times are in epoch seconds. `bad_config` says why the configuration could not be read: then nothing of it is known.
     """
 
     status: Status
     states: States | None
     record: Record | None
+    alive: Mapping[ProcessIdentity, bool | None]
     running: frozenset[str]
     waiting: frozenset[int]
     is_used: bool
     lost: Mapping[str, Line]
     now: float
+    owed: Mapping[str, float]
     collisions: tuple[CollisionReport, ...] = ()
     dropped: int = 0
     trouble: str | None = None
@@ -74,7 +77,12 @@ class Readings:
 
 
 def read_health(places: Places, config: Config, *, bad_config: str | None = None) -> Health:
-    """Return how everything is; `bad_config` says why nothing is known of the configuration.
+    """Return how everything is. Raises what `read` does."""
+    return judged(read(places, config, bad_config=bad_config), config)
+
+
+def read(places: Places, config: Config, *, bad_config: str | None = None) -> Readings:
+    """Return all that there is to judge from; `bad_config` says why nothing is known of the configuration.
 
     Raises:
         RefusedError: Directory, lock file or a record could be somebody else's.
@@ -91,29 +99,51 @@ def read_health(places: Places, config: Config, *, bad_config: str | None = None
     leases = {places.lease, *(task.lease for task in (*config.tasks.values(), *known))}
     leases |= states.collisions.keys() if states is not None else set()
     found = {lease: observe.read_status(Places(directory=places.directory, lease=lease), now) for lease in leases}
-    readings = readings_of(places, found, states, now=now)
-    readings = replace(
+    readings = readings_of(places, found, states, config, now=now)
+    return replace(
         readings,
-        collisions=tuple(_read_collisions(found.values(), places, config, now)),
+        collisions=tuple(_read_collisions(found.values(), states, places, config, now)),
         dropped=pending.dropped(places.directory) if is_there else 0,
         trouble=trouble,
         bad_config=bad_config,
     )
-    return judged(readings, config)
 
 
-def readings_of(places: Places, found: Mapping[str, Status], states: States | None, *, now: float) -> Readings:
+def readings_of(
+    places: Places, found: Mapping[str, Status], states: States | None, config: Config, *, now: float
+) -> Readings:
     """Return what tells how tasks stand, from the leases' status by name, the ledger and the orchestrator's record."""
+    told = record.read(places.directory)
     return Readings(
         status=found[places.lease],
         states=states,
-        record=record.read(places.directory),
+        record=told,
+        alive=read_alive(told),
         running=frozenset(task for status in found.values() for task in _running_in(status)),
         waiting=frozenset(row["pid"] for status in found.values() for row in status["waiters"] if row["pid"]),
         is_used=os.path.lexists(f"{places.directory}/{record.LOCK_FILE}"),
         lost=dict(_read_lost(places.directory, found.values())),
+        owed=_read_owed(places.directory, config),
         now=now,
     )
+
+
+def _read_owed(directory: str, config: Config) -> Mapping[str, float]:
+    """Return which tasks of a configuration a pull has made necessary, and since when."""
+    found: dict[str, float] = {}
+    for debt in owed.read(directory).debts:
+        at = epoch_seconds(debt.at)
+        if debt.config == (config.path or "") and at is not None:
+            found[debt.task] = min(at, found.get(debt.task, at))
+    return found
+
+
+def read_alive(told: Record | None) -> dict[ProcessIdentity, bool | None]:
+    """Return of each process that a record names whether it lives."""
+    if told is None:
+        return {}
+    started = [*told.jobs.values(), *told.daemons.values()]
+    return {one: process.is_alive(one) for one in {told.identity, *(job.identity for job in started)}}
 
 
 def _read_lost(directory: str, statuses: Iterable[Status]) -> Iterable[tuple[str, Line]]:
@@ -125,10 +155,13 @@ def _read_lost(directory: str, statuses: Iterable[Status]) -> Iterable[tuple[str
             yield status["lease"], grant
 
 
-def _read_collisions(statuses: Iterable[Status], places: Places, config: Config, now: float) -> list[CollisionReport]:
+def _read_collisions(
+    statuses: Iterable[Status], states: States | None, places: Places, config: Config, now: float
+) -> list[CollisionReport]:
     """Return the collisions of all leases, and heavy processes nobody has told of yet."""
     found = [one for status in statuses for one in status["collisions"]]
-    told = " ".join(one["detail"] or "" for one in found)
+    known = states.collisions.values() if states is not None else ()
+    told = {mark for open_now in known for one in open_now for mark in marks.within(one.id)}
     new = outside.find(config.tasks.values(), lambda lease: Places(directory=places.directory, lease=lease))
     return found + [
         {
@@ -137,7 +170,7 @@ def _read_collisions(statuses: Iterable[Status], places: Places, config: Config,
             "since": rfc3339(process.started_at(process.read_identity(one.stat.pid)) or now),
         }
         for one in new
-        if str(one) not in told
+        if marks.of(one.stat) not in told
     ]
 
 
@@ -216,6 +249,7 @@ def _seen(task: TaskSettings, readings: Readings, config: Config, told: Record |
         held=told.held.get(task.name) if told is not None else None,
         troubles=told.troubles if told is not None else {},
         has_orchestrator=told is not None,
+        owed_since=readings.owed.get(task.name),
         is_configured=task.name in config.tasks if readings.bad_config is None else None,
         now=readings.now,
         starved_after=config.starved_after,
@@ -226,7 +260,7 @@ def _daemon(name: str, readings: Readings, *, is_wanted: bool) -> dict[str, Any]
     """Return one daemon: `up`, `down`, or `unsupervised` where no orchestrator was ever used, or the last has stopped."""
     told = readings.record
     started = told.daemons.get(name) if told is not None else None
-    is_up = started is not None and _is_up(started)
+    is_up = started is not None and readings.alive[started.identity] is True
     trouble = told.troubles.get(f"daemon:{name}") if told is not None else None
     return {
         "state": "up" if is_up else "down" if is_wanted else "unsupervised",
@@ -238,11 +272,7 @@ def _daemon(name: str, readings: Readings, *, is_wanted: bool) -> dict[str, Any]
 
 
 def _is_at_work(job: record.Started, readings: Readings) -> bool:
-    return job.identity.pid not in readings.waiting and _is_up(job)
-
-
-def _is_up(started: record.Started) -> bool:
-    return process.is_alive(started.identity) is True
+    return job.identity.pid not in readings.waiting and readings.alive[job.identity] is True
 
 
 def _orchestrator(readings: Readings) -> dict[str, Any]:
@@ -251,7 +281,7 @@ def _orchestrator(readings: Readings) -> dict[str, Any]:
     if told is None or not told.identity.pid:
         state, detail = ("unknown", f"{record.FILE} is no record of it") if readings.is_used else ("never", None)
         return {"state": state, "pid": None, "since": None, "polled_at": None, "detail": detail, "is_bad": False}
-    alive = process.is_alive(told.identity)
+    alive = readings.alive[told.identity]
     age = readings.now - told.polled_at
     if told.stopped_at is not None:
         state, detail, is_bad = "stopped", f"stopped at {rfc3339(told.stopped_at)}", False

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 from maintlock import config as configuration
 from maintlock import custody, launch, outside, process
 from maintlock import line as line_file
+from maintlock import outcome as outcome_file
+from maintlock.job import DEFAULT_GRACE_SECONDS
 from maintlock.model import record, replace
 from maintlock.orchestrator import children, ends
 from maintlock.orchestrator.backpressure import SOURCE
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from maintlock.model import Line
     from maintlock.orchestrator.cadence import Due
     from maintlock.orchestrator.ends import End
+    from maintlock.process import Stat
+    from maintlock.settings import TaskSettings
 
 OUTCOME = "--outcome"
 LEASE = "--lease="
@@ -65,15 +69,24 @@ class Jobs:
         self.running: dict[str, Child] = {}
         self.orphaned: dict[str, tuple[Child, Line]] = {}
         self._asking_deadline = 0.0
+        self._kill_deadlines: dict[str, float] = {}  # monotonic, by orphaned task that is being stopped
 
     def adopt(self, recorded: Mapping[str, Started]) -> None:
         """Take over what a predecessor has started, also what it had no time to put on record (R8)."""
-        for task, started in {**recorded, **self._unrecorded()}.items():
+        found = self._read_wrappers()
+        for task, known in recorded.items():
+            if task not in found or found[task].identity == known.identity:
+                found[task] = known  # which knows more
+        for task, started in found.items():
+            child = Child(started)
+            line = self._line_of(child)
+            child.is_begun = line is not None
             if children.is_ours(started) and self._is_wrapper(started.identity.pid, task):
-                self.running[task] = child = Child(started)
-                child.is_begun = self._line_of(child) is not None
+                self.running[task] = child
+            elif line is not None and not line.outcome and self._survivors(child, line):
+                self.orphaned[task] = child, line
 
-    def _unrecorded(self) -> dict[str, Started]:
+    def _read_wrappers(self) -> dict[str, Started]:
         """Return the wrappers that work for us, by task: they name their outcome file."""
         prefix, suffix = self._outcome_path("\n").split("\n")
         found = {}
@@ -81,7 +94,7 @@ class Jobs:
             said = outside.read_argv(pid)
             at_most = said[:-1][:4]  # anybody's command line may end in that word
             path = said[at_most.index(OUTCOME) + 1] if OUTCOME in at_most else ""
-            if path.startswith(prefix) and path.endswith(suffix) and children.is_our_users(pid):
+            if path.startswith(prefix) and path.endswith(suffix) and process.is_our_users(pid):
                 identity = process.read_identity(pid)
                 at = process.started_at(identity) or time.time()
                 task = path.removeprefix(prefix).removesuffix(suffix)
@@ -143,14 +156,18 @@ class Jobs:
         if not child.is_begun and (line is not None or (end is not None and end.is_begun)):
             child.is_begun = True
             begun.append(Begun(task=task, reason=child.started.reason, pid=child.pid))
-        if line is not None and not line.outcome and not is_alive and (pids := self._survivors(child, line)):
+        if line is not None and not line.outcome and not is_alive and (parts := self._survivors(child, line)):
             self.orphaned[task] = child, line
-            return [*begun, Orphaned(task=task, pids=pids)]
+            return [*begun, Orphaned(task=task, pids=tuple(stat.pid for stat in parts))]
         return [*begun, end] if end is not None else begun
 
     def started(self) -> dict[str, Started]:
-        """Return those whose wrappers live, for the record."""
+        """Return those whose wrappers live."""
         return {task: child.started for task, child in self.running.items()}
+
+    def recorded(self) -> dict[str, Started]:
+        """Return all of them, for the record."""
+        return {task: child.started for task, (child, _) in self.orphaned.items()} | self.started()
 
     def waiting(self) -> dict[str, Started]:
         """Return those that were not seen to have their lease yet."""
@@ -165,9 +182,21 @@ class Jobs:
         for child in self.running.values():
             child.send_signal(signal.SIGTERM)
 
+    def stop_orphaned(self, tasks: Mapping[str, TaskSettings]) -> None:
+        """Stop what works on without a wrapper, as that would have done it; this is called again and again until they are gone."""
+        now = time.monotonic()
+        for name, (child, line) in self.orphaned.items():
+            task, is_new = tasks.get(name), name not in self._kill_deadlines
+            grace = DEFAULT_GRACE_SECONDS if task is None or task.stop_grace is None else task.stop_grace
+            deadline = self._kill_deadlines.setdefault(name, now + grace)
+            numbers = (signal.SIGKILL,) if now >= deadline else (signal.SIGTERM, signal.SIGCONT) if is_new else ()
+            for stat in self._survivors(child, line) if numbers else ():
+                for number in numbers:
+                    process.send_signal(stat, number)
+
     def _end(self, task: str, child: Child, line: Line | None) -> End:
         path = self._outcome_path(task)
-        fields = ends.read_outcome(path)
+        fields = outcome_file.read(path)
         with suppress(OSError):
             os.unlink(path)
         log_path = children.log_path(self._directory, task)
@@ -184,10 +213,10 @@ class Jobs:
         line = line_file.read_path(self._places(child).lock) if child.started.lease else None
         return line if line is not None and line.identity == child.started.identity else None
 
-    def _survivors(self, child: Child, line: Line) -> tuple[int, ...]:
+    def _survivors(self, child: Child, line: Line) -> tuple[Stat, ...]:
         found = custody.read_custody(self._places(child))
         is_it = found.grant is not None and found.grant.lease_id == line.lease_id
-        return tuple(stat.pid for stat in found.members) if is_it and found.state == "orphaned" else ()
+        return found.members if is_it and found.state == "orphaned" else ()
 
     def _outcome_path(self, task: str) -> str:
         return f"{self._directory}/{children.LOGS}/{task}.outcome.json"

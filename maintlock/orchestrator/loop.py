@@ -75,7 +75,7 @@ class Orchestrator:
         """Adopt what an orchestrator before us has started: its jobs, its daemons (R8)."""
         known = record.read(self.directory) or Record()
         self.troubles.attempt("jobs", lambda: self.jobs.adopt(known.jobs))
-        self.memory.adopted(self.jobs.started())
+        self.memory.adopted(self.jobs.recorded())
         self.daemons.configure(self.config.daemons, known.daemons)
         self.write_record()
         adopted = sorted(self.jobs.running)
@@ -95,6 +95,7 @@ class Orchestrator:
 
     def reload(self) -> None:
         """Read the configuration anew; one that is invalid is reported, and the old one stays."""
+        before = self.config
         try:
             self.config = configuration.load(self.config.path)
         except Exception as error:  # noqa: BLE001  whatever it is, the old one stays
@@ -107,6 +108,12 @@ class Orchestrator:
         self.planner.inboxes.configure(self.config.tasks)
         self.ledger.history_seconds = self.config.history
         log.info("configuration read anew", extra={"event": "reloaded", "config": self.config.path})
+        if self.config.state_dir != before.state_dir:
+            log.warning(
+                "state_dir has changed: restart the orchestrator for that; until then it stays with %s",
+                self.directory,
+                extra={"event": "restart_needed", "path": self.directory},
+            )
 
     def run_pass(self) -> None:
         """Observe, decide, act."""
@@ -139,7 +146,7 @@ class Orchestrator:
             stopped_at=stopped_at,
             poll_interval=self.config.poll_interval,
             config=self.config.path,
-            jobs=self.jobs.started(),
+            jobs=self.jobs.recorded(),
             daemons=self.daemons.started(),
             held=dict(self.streaks.held),
             troubles={**self.troubles.standing, **self.daemons.troubles()},
@@ -157,7 +164,7 @@ class Orchestrator:
         self.recorder = Recorder(self.directory)
         self.streaks.forget()
         self.planner.collisions.forget()
-        log.warning("%s was removed, and has been made anew", self.directory, extra={"event": "state_directory_lost"})
+        log.warning("%s was removed, and has been recreated", self.directory, extra={"event": "state_directory_lost"})
 
     def _act(self, scene: Scene, now: float) -> None:
         """Start what may start, and tell of what may not; the turn of a task that cannot be started is the next one's."""
@@ -209,7 +216,7 @@ class Orchestrator:
 
     def _note_orphan(self, orphaned: Orphaned) -> None:
         log.warning(
-            "%s works on, and its wrapper was killed (pids %s)",
+            "%s is still running, but its wrapper was killed (pids %s)",
             orphaned.task,
             ", ".join(map(str, orphaned.pids[:MAX_PIDS])),
             extra={"event": "task_orphaned", "task": orphaned.task, "pids": orphaned.pids[:MAX_PIDS]},

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from maintlock.settings import TaskSettings
     from maintlock.states import TaskState
 
-STANDS_BACK, WAITS = "is due, and stands back for", "is due, and waits for"
+STANDS_BACK, WAITS = "is due, but held back by", "is due, and waits for"
 EVENTS = {STANDS_BACK: "deferred", WAITS: "waiting"}
 log = logging.getLogger("maintlock.orchestrator")
 

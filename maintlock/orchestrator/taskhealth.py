@@ -32,7 +32,7 @@ class Seen:
 
     `lost` is the line of a grant of its that nobody ended, and of which nothing works any more. `held` and `troubles`
     (`start:TASK`, …) are what the orchestrator tells while it lives. `is_configured` is None where the configuration cannot
-    be read; `now` is in epoch seconds.
+    be read; `owed_since` is when a pull made a run necessary that has still to succeed. Times are in epoch seconds.
     """
 
     state: TaskState
@@ -41,6 +41,7 @@ class Seen:
     held: Held | None
     troubles: Mapping[str, str]
     has_orchestrator: bool
+    owed_since: float | None
     is_configured: bool | None
     now: float
     starved_after: float
@@ -116,9 +117,11 @@ def _detail(task: TaskSettings, found: Standing, seen: Seen) -> str | None:
     if seen.is_configured is False:
         said.append("not configured")
     elif task.command is None and (task.interval > 0 or task.inbox is not None):
-        said.append(f"{'due; ' if is_due else ''}has no command, so it is started by hand only")
+        said.append("has no command, so it is started by hand only")
     elif is_due and not seen.has_orchestrator:
         said.append("due; no orchestrator is running")
+    if seen.owed_since is not None:
+        said.append(f"owed since {rfc3339(seen.owed_since)}, after a pull")
     return "; ".join(said) or None
 
 

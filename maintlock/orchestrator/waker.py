@@ -1,4 +1,4 @@
-"""What the loop sleeps in: signals, and the deaths of daemons that are not our children."""
+"""What the loop sleeps in: signals, and the deaths of daemons."""
 
 from __future__ import annotations
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import tempfile
 from typing import TYPE_CHECKING
 
-from maintlock import launch, parents, signals, terminal, tokens
+from maintlock import launch, outcome, parents, signals, terminal, tokens
 from maintlock.config import ttl_seconds
 from maintlock.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, EXIT_SIGNAL_BASE, UnavailableError
 from maintlock.model import record
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from maintlock.signals import Signals
 
 OWN_TASK = "primary-dev-sync"
-MAX_BYTES = 1 << 20
 BY_TERMINAL = frozenset({signals.INT, signals.QUIT, signals.CONT})  # by the terminal, or the shell on it, to the group
 PASSED_ON = (signals.ENDING | {signals.CONT}) - {signals.CLOSED}
 STDERR = 2
@@ -45,15 +43,15 @@ def reason_text(parent: str | None) -> str:
     return f"cascaded-from-{parent or OWN_TASK}"
 
 
-def ending_of(fields: Mapping[str, object] | None, status: int, *, signal: int = 0) -> Ending:
-    """Return how a task ended, from its outcome file (None: there is none to be read) and its wrapper's exit status."""
+def ending_of(fields: Mapping[str, object], status: int, *, signal: int = 0) -> Ending:
+    """Return how a task ended, from its outcome file (empty: there is none to be read) and its wrapper's exit status."""
     code = EXIT_SIGNAL_BASE - status if status < 0 else status
-    outcome = fields.get("outcome") if fields is not None else None
-    if outcome == "deferred":
+    told = fields.get("outcome")
+    if told == "deferred":
         return Ending(outcome="deferred", exit_code=code, signal=signal)
-    if outcome == "completed" and code == 0:
+    if told == "completed" and code == 0:
         return Ending(outcome="completed", exit_code=0, signal=signal)
-    return Ending(outcome=outcome if isinstance(outcome, str) else "unknown", exit_code=code or 1, signal=signal)
+    return Ending(outcome=told if isinstance(told, str) else "unknown", exit_code=code or 1, signal=signal)
 
 
 def exit_code_of(endings: Mapping[str, Ending], *, has_failed_root: bool) -> int:
@@ -88,8 +86,8 @@ def run_task(
     )
     try:
         with tempfile.TemporaryDirectory(prefix="maintlock-") as private:
-            outcome = f"{private}/outcome.json"
-            argv[1:1] = [f"--outcome={outcome}", *more_options]
+            path = f"{private}/outcome.json"
+            argv[1:1] = [f"--outcome={path}", *more_options]
             status, signal = _run(
                 argv,
                 cwd=task.cwd or settings.directory,
@@ -97,7 +95,7 @@ def run_task(
                 watch=watch,
                 stdout=STDERR if is_stdout_ours else None,
             )
-            return ending_of(_read_outcome(outcome), status, signal=signal)
+            return ending_of(outcome.read(path), status, signal=signal)
     except OSError as error:
         raise UnavailableError(f"{task.name}: cannot be run: {error.filename or ''}: {error.strerror}") from error
 
@@ -124,12 +122,3 @@ def _run(
             if number in PASSED_ON and not (is_foreground and number in BY_TERMINAL):
                 child.send_signal(number)
     return child.wait(), last
-
-
-def _read_outcome(path: str) -> Mapping[str, object] | None:
-    try:
-        with open(path, "rb") as file:
-            found = json.loads(file.read(MAX_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None

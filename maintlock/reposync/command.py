@@ -82,11 +82,9 @@ def is_repo_sync(task: TaskSettings) -> bool:
 
 def is_inside(environ: Mapping[str, str], directory: str, session_id: int) -> bool:
     """Tell whether we are part of a job, of whichever lease: a grant in our environment counts only while it lasts (L8)."""
-    if environ.get(tokens.STATE_DIR, directory) != directory:
-        return False
-    for token in tokens.parsed(environ.get(tokens.HELD, "")):
+    for token in tokens.of_session(environ, directory, session_id):
         found = line.read_path(paths.Places(directory=directory, lease=token.lease).lock)
-        if token.session_id == session_id and found and found.lease_id == token.lease_id and not found.outcome:
+        if found and found.lease_id == token.lease_id and not found.outcome:
             return True
     return False
 
@@ -137,7 +135,7 @@ def _arguments(parser: ArgumentParser) -> None:
     parser.add_argument("roots", metavar="ROOT", nargs="*", type=_root, help="repositories (those of [repo_sync])")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--then", metavar="TASK", type=task_name, help="what runs after a pull (that of [repo_sync])")
-    which.add_argument("--no-then", action="store_true", help="leave that, as owed, to the next repo-sync")
+    which.add_argument("--no-then", action="store_true", help="do not run it now; the next repo-sync will")
     parser.add_argument("--json", action="store_true", help="one JSON object per repository")
     parser.add_argument(
         "--timeout",
@@ -167,7 +165,7 @@ def _limit(text: str) -> float:
 REPO_SYNC = Command(
     description="""\
 Fetch repositories and fast-forward them, then run what that makes necessary.
-By hand, outside any job, it asks for the lease first, as the task that it is.""",
+By hand, outside any job, it asks for the lease first, under its own task name.""",
     epilog="""\
 Each repository is one of: pulled, up-to-date, local-divergence, dirty,
 not-a-repository, no-upstream, failed.

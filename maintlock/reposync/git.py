@@ -69,12 +69,12 @@ class Git:
             return True
         return self.ask("config", "--get", "core.sshCommand").exit_code == 0
 
-    def asks_nobody_by_ssh(self) -> None:
+    def silence_ssh(self) -> None:
         """Have ssh ask nobody either, unless the user has chosen how it is started."""
         if not self.has_own_ssh():
             self._environ = {**self._environ, "GIT_SSH_COMMAND": "ssh -o BatchMode=yes"}
 
-    def tell(self, *arguments: str) -> str:
+    def output_of(self, *arguments: str) -> str:
         """Return what a command that has to succeed prints, without the end of the line.
 
         Raises:
@@ -176,10 +176,10 @@ def meant(err: str) -> str:
     """Return the part of git's words that says what is wrong, as it can be shown."""
     locked = LOCK_FILE.search(err)
     if locked is not None:
-        return f"another git works here, or has died here; if none runs any more: rm {shown(locked[1])}"
+        return f"another git is running here, or died here; if none is running any more: rm {shown(locked[1])}"
     lines = [line for line in err.splitlines() if line.strip()]
     said = [line for line in lines if line.startswith(MEANT)] or lines[-1:]
-    return "; ".join(shown(line) for line in said[:3]) or "failed without a word"
+    return "; ".join(shown(line) for line in said[:3]) or "failed without an error message"
 
 
 def shown(text: str) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from maintlock import launch, parents, paths, redact
+from maintlock import launch, owed, parents, paths, redact
 from maintlock.errors import MaintlockError
 from maintlock.jsontext import encoded_object
-from maintlock.reposync import owed
 from maintlock.reposync.cascade import Ending, exit_code_of, run_task
 from maintlock.reposync.git import Git
 from maintlock.reposync.sync import FAILED, Result, RootSync, line_of
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from maintlock.config import Config
     from maintlock.signals import Signals
 
-STAYS_OWED = "it stays owed, and the next repo-sync makes up for it"
+STAYS_OWED = "it is still due, and the next repo-sync will run it"
 
 
 def shown_root(root: str, directory: str) -> str:
@@ -54,7 +53,7 @@ class Pass:
             return
         if owed.read(self.directory).state != "bad":
             return
-        self.voice.error(f"{self.directory}/{owed.NAME}: cannot be made out; {self.then} is taken to be owed")
+        self.voice.error(f"{self.directory}/{owed.NAME}: is unreadable; assuming {self.then} still has to run")
         try:
             debt = owed.new(config=self.config, task=self.then)
             owed.write_changed(self.directory, lambda _debts: [debt])

@@ -115,8 +115,8 @@ class RootSync:
         git_directory = self._read_place()
         upstream = self._read_upstream(git_directory)
         self.before = self.after = self._read_commit("HEAD")
-        self.git.asks_nobody_by_ssh()
-        self.git.tell("fetch", "--quiet", "--no-progress")
+        self.git.silence_ssh()
+        self.git.output_of("fetch", "--quiet", "--no-progress")
         target = self._read_commit("@{upstream}")
         if not target:
             raise Skip(NO_UPSTREAM, f"nothing is fetched of {upstream}")
@@ -160,13 +160,13 @@ class RootSync:
 
     def _read_found(self, git_directory: str, target: str) -> Found:
         if self.before:
-            counts = self.git.tell("rev-list", "--count", "--left-right", f"{self.before}...{target}", "--")
+            counts = self.git.output_of("rev-list", "--count", "--left-right", f"{self.before}...{target}", "--")
             ahead, behind = map(int, counts.split("\t"))
         else:
-            ahead, behind = 0, int(self.git.tell("rev-list", "--count", target, "--"))
+            ahead, behind = 0, int(self.git.output_of("rev-list", "--count", target, "--"))
         if ahead or not behind:
             return Found(ahead=ahead, behind=behind)
-        status = self.git.tell(
+        status = self.git.output_of(
             "status", "--porcelain", "-z", "--no-renames", "--untracked-files=no", "--ignore-submodules=all"
         )
         return Found(

@@ -68,8 +68,12 @@ def test_two_inherited_are_one_collision(o: Orchestration) -> None:
     o.until_logged("collision_cleared", kind="inherited")
     for name in ("kbSync", "backup"):
         o.until_began(name)
-    rows = [(row["event"], row["reason_code"]) for row in o.lock.history() if "collision" in row["event"]]
-    assert rows == [("collision", "inherited"), ("collision_cleared", "inherited")]
+    rows = [row for row in o.lock.history() if "collision" in row["event"]]
+    assert [(row["event"], row["reason_code"]) for row in rows] == [
+        ("collision", "inherited"), ("collision_cleared", "inherited"),
+    ]  # fmt: skip
+    names = {f"backup (pid {first})", f"kbSync (pid {second})"}
+    assert all({*row["reason"].removesuffix(" outside the lease").split(" and ")} == names for row in rows)
     until(lambda: metric(o, "collision_active", kind="inherited") == 0)
     assert o.health()["collisions"] == []
     assert o.stop(running) == 0
@@ -143,10 +147,13 @@ def test_jobs_are_adopted(o: Orchestration) -> None:
     for name in ("kbSync", "light"):
         o.until_began(name)
     o.passes(1)
+    before = o.record()["jobs"]
     o.stop(running, signal.SIGKILL)
     running = o.start()
     assert o.logged("started")[0]["adopted_jobs"] == ["kbSync", "light"]
     o.passes()
+    assert o.record()["jobs"] == before
+    assert before["kbSync"]["reason"] == "periodic:3600s"
     for name in ("kbSync", "light"):
         o.let_go(name)
         assert o.until_logged("task_ended", task=name)["outcome"] == "completed"

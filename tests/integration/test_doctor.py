@@ -251,6 +251,13 @@ def test_an_invalid_configuration(lock: Lock, tmp_path: Path) -> None:
     assert_well(lock)
 
 
+def test_a_task_that_nothing_can_start(lock: Lock, tmp_path: Path) -> None:
+    """An interval without a command is to know: no orchestrator ever starts that task."""
+    write(tmp_path / "maintlock.toml", '[tasks.kbSync]\ninterval = "1h"\n[tasks.backup]\n')
+    (row,) = found(lock, "notice", "configuration")
+    assert row["text"].startswith("tasks.kbSync has interval and no command") and "EDITOR" in row["mend"]
+
+
 def test_a_configuration_for_all(lock: Lock, tmp_path: Path) -> None:
     """A configuration that everybody may write is refused everywhere, so it is told how to mend that."""
     config = write(tmp_path / "maintlock.toml", "")

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from maintlock import cli, entries, history, ledger, pending, process
 from maintlock.errors import MaintlockError
 from maintlock.ledger import LedgerUnavailable
+from maintlock.names import is_task_name
 from maintlock.times import rfc3339
 from tests.protocol import PYTHON
 from tests.support import Lock
@@ -263,7 +264,8 @@ def test_health_is_told_of_anything(told: dict[str, Any] | bytes, rows: list[tup
             assert_harmless(shown(directory, command, config=str(config)))
         found = json.loads(shown(directory, "health", "--json", config=str(config)))
         assert found["status"] in {"healthy", "degraded", "unknown"}
-        assert set(found["tasks"]) == {"kbSync", "t1"}
+        assert {name for name, task in found["tasks"].items() if task["configured"]} == {"kbSync", "t1"}
+        assert all(map(is_task_name, found["tasks"]))
 
 
 DRAIN = "import sys; from maintlock import ledger; ledger.drain(sys.argv[1], now=1e9)"

@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from maintlock import owed
 from tests.orchestrated import HEAVY, Orchestration
 from tests.support import MAINTLOCK, until
 
@@ -36,6 +37,21 @@ def test_a_manual_only_user_is_healthy(o: Orchestration) -> None:
     o.configure("[tasks.kbSync]\n")
     o.lock.wrap("-t", "kbSync", "--", "true")
     assert o.health(0)["tasks"]["kbSync"]["state"] == "idle"
+
+
+def test_tasks_without_the_history(o: Orchestration) -> None:
+    """Where the history cannot be read, `tasks` says so, and tells what is known beside it: what a pull owes, say (L15)."""
+    o.configure(o.task("kbSync"))
+    o.lock.directory.mkdir(mode=0o700)
+    owed.write_debt(str(o.lock.directory), owed.new(config=str(o.config), task="kbSync"))
+    done = shown(o, "tasks", "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["tasks"]["kbSync"]["detail"].startswith(
+        "due; no orchestrator is running; owed since 2"
+    )
+    (o.lock.directory / "ledger.db").write_bytes(b"x" * 5000)
+    done = shown(o, "tasks")
+    assert (done.returncode, "ledger.db: corrupt" in done.stderr, "owed since 2" in done.stdout) == (73, True, True)
 
 
 def test_a_run_from_begin_to_end(o: Orchestration) -> None:

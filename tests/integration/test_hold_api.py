@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import maintlock
+from maintlock import events, pending
 from maintlock.errors import ConfigError, UsageError
 from tests.protocol import (
     LEASE,
@@ -530,6 +531,16 @@ def test_should_yield_when_somebody_waits(lock: Lock) -> None:
         until(lambda: waiting(lock) == ["waiter"], "the waiter")
         assert lease.should_yield()
     assert waiter.end()[0] == 0
+
+
+def test_should_yield_when_somebody_is_starved(lock: Lock) -> None:
+    """A block with checkpoints learns that another task is starved of the lease (L5)."""
+    at = time.time() - 3 * 3600
+    deferred = events.new("deferred", at=at, lease=LEASE, task="backup", reason_code="lease-held")
+    with maintlock.hold("kbSync") as lease:
+        assert not lease.should_yield()
+        assert pending.append(str(lock.directory), [deferred])
+        assert lease.should_yield()
 
 
 def test_nothing_is_left_open(lock: Lock) -> None:

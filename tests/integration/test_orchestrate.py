@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from maintlock import config, events, flock, paths, pending, process
+from maintlock import config, events, paths, pending, process
+from maintlock.history import States
 from maintlock.orchestrator import backpressure, cadence, children, facts, inbox
 from maintlock.orchestrator.instance import Instance
 from maintlock.orchestrator.loop import Orchestrator
@@ -117,50 +118,67 @@ def test_a_queued_waiter_goes_before(o: Orchestration) -> None:
 
 
 @contextmanager
-def refusing(o: Orchestration) -> Iterator[None]:
-    """Have every request refused, or wait, although the lease looks free: somebody is in `.nested` who is not on record."""
-    o.lock.wrap("-t", "any", "--", "true")
-    fd = flock.open_file(str(o.lock.directory / "heavy-maintenance.nested"))
-    assert flock.try_lock(fd, shared=True)
+def refusing(o: Orchestration, found: Orchestrator) -> Iterator[None]:
+    """Have every request refused, or wait, although the lease looks free to an orchestrator: its sight is taken away."""
+    held = o.lock.hold("by-hand")
+    leases = found.planner.leases
+    found.planner.leases = Unseeing(found.directory)
     try:
         yield
     finally:
-        flock.unlock_and_close(fd)
+        found.planner.leases = leases
+        held.popen.communicate(timeout=20)
 
 
-def test_a_refused_start_is_no_start(o: Orchestration) -> None:
+class Unseeing(facts.Leases):
+    """One to whom every lease looks free."""
+
+    def read(self, lease: str, states: States | None) -> facts.LeaseFacts:
+        """Return what is seen of a lease."""
+        return facts.LeaseFacts(running=frozenset(), gate=None)
+
+
+def logged(caplog: pytest.LogCaptureFixture, event: str) -> int:
+    """Return how often an orchestrator in this process has logged an event."""
+    return [vars(record).get("event") for record in caplog.records].count(event)
+
+
+def test_a_refused_start_is_no_start(o: Orchestration, caplog: pytest.LogCaptureFixture) -> None:
     """However often a start is refused, that is one deferral and no start, and neither delays nor hides a later run (L5, R9)."""
-    logs = o.lock.directory / "logs"
-    with refusing(o):
-        logs.mkdir(mode=0o700)
-        (logs / "kbSync.log").write_text("of the run before\n")
-        o.configure(o.task("kbSync", ends="true"))
-        running = o.start()
-        o.until_logged("deferred", task="kbSync")
-        o.passes(20)
-        until(lambda: (logs / "kbSync.log").read_text() == "of the run before\n")
-    o.until_logged("task_ended", task="kbSync", outcome="completed")
-    assert o.stop(running) == 0
-    assert len(o.logged("task_started")) == len(o.logged("deferred")) == len(o.lock.history(event="deferred")) == 1
+    caplog.set_level("INFO", "maintlock.orchestrator")
+    found, began = in_process(o, o.task("kbSync", ends="true"))
+    log = o.lock.directory / "logs" / "kbSync.log"
+    log.parent.mkdir(mode=0o700)
+    log.write_text("of the run before\n")
+    with refusing(o, found):
+        for _ in range(5):
+            found.run_pass()
+            until(lambda: found.tend() or not found.jobs.running)
+            assert log.read_text() == "of the run before\n"
+    assert began() == []
+    until(lambda: found.run_pass() or began())
+    finish(found)
+    assert logged(caplog, "task_started") == logged(caplog, "deferred") == len(o.lock.history(event="deferred")) == 1
+    assert o.lock.history(task="kbSync", outcome="completed")
 
 
-def test_a_start_that_was_stopped_while_it_waited(o: Orchestration) -> None:
+def test_a_start_that_was_stopped_while_it_waited(o: Orchestration, caplog: pytest.LogCaptureFixture) -> None:
     """A task whose wrapper is stopped in the queue has not run: while it waits it is deferred, and then it stays due (R11)."""
-    o.configure(o.task("kbSync", 'wait = "1h"', ends="true"))
-    with refusing(o):
-        running = o.start()
-        assert o.until_logged("waiting", task="kbSync")["reason_code"] == "queued"
-        until(lambda: o.record()["held"])
-        found = o.health(0)["tasks"]["kbSync"]
-        assert (found["state"], found["reason_code"], found["last_run_at"]) == ("deferred", "queued", None)
+    caplog.set_level("INFO", "maintlock.orchestrator")
+    found, began = in_process(o, o.task("kbSync", 'wait = "1h"', ends="true"))
+    with refusing(o, found):
+        until(lambda: found.run_pass() or found.streaks.held)
+        assert logged(caplog, "waiting") == 1
+        task = o.health(0)["tasks"]["kbSync"]
+        assert (task["state"], task["reason_code"], task["last_run_at"]) == ("deferred", "queued", None)
         os.kill(o.record()["jobs"]["kbSync"]["pid"], signal.SIGTERM)
-        o.until_logged("task_not_begun", task="kbSync")
-        found = o.until_health(lambda found: found["reasons"])
-        assert "start:kbSync: was stopped before it had its lease" in found["reasons"][0]
-    assert o.logged("task_started") == o.logged("task_ended") == []
-    running.signal(signal.SIGHUP)  # or it is tried again after a minute
-    o.until_began("kbSync")
-    assert o.stop(running) == 0
+        until(lambda: found.run_pass() or "start:kbSync" in found.troubles.standing)
+        assert "start:kbSync: was stopped before it had its lease" in o.health(1)["reasons"][0]
+    assert logged(caplog, "task_not_begun") == 1
+    assert logged(caplog, "task_started") == logged(caplog, "task_ended") == 0
+    found.reload()  # or it is tried again after a minute
+    until(lambda: found.run_pass() or began())
+    finish(found)
 
 
 def test_each_attempt_by_hand_counts(o: Orchestration) -> None:
@@ -217,7 +235,9 @@ def test_a_nested_run_is_no_deferral(o: Orchestration) -> None:
     nests = f'maintlock-wrap -t kbSync -- sh -c "echo nested begins >> {o.trace}; read x < {o.gate("nested")}"'
     o.configure(o.task("primary-dev-sync", ends=nests))
     running = o.start()
-    o.until_began("nested")
+    until(
+        lambda: o.lock.history(event="nested_started"), "the nested job to be on record"
+    )  # a moment after it has begun
     o.configure(o.task("primary-dev-sync"), o.task("kbSync", "rest = 0", ends="true", interval="1ms"))
     running.signal(signal.SIGHUP)
     o.until_logged("reloaded")
@@ -392,9 +412,10 @@ def test_a_bad_configuration_leaves_the_old_one(o: Orchestration, bad: str) -> N
     assert found["tasks"]["kbSync"]["state"] == "running" and found["orchestrator"]["state"] == "running"
     if o.config.is_dir():
         o.config.rmdir()
-    o.config.write_text(good + o.task("light", "heavy = false", ends="true"))
+    o.config.write_text('state_dir = "elsewhere"\n' + good + o.task("light", "heavy = false", ends="true"))
     running.signal(signal.SIGHUP)
     o.until_logged("reloaded")
+    assert "restart the orchestrator" in o.until_logged("restart_needed")["message"]
     o.until_began("light")
     until(lambda: not o.record()["troubles"])  # it is told at the end of the pass that starts the task
     assert o.health(0)["status"] == "healthy"
@@ -412,15 +433,30 @@ def test_term_leaves_jobs_running(o: Orchestration) -> None:
     until(lambda: o.lock.history(outcome="completed", task="kbSync"))
 
 
-def test_stop_jobs_stops_them(o: Orchestration) -> None:
-    """With `--stop-jobs` a job gets TERM, and KILL after its grace where it ignores that; then the lease is free (L4)."""
+@pytest.mark.parametrize("how", ["supervised", "orphaned", "orphaned-before"])
+def test_stop_jobs_stops_them(o: Orchestration, how: str) -> None:
+    """With `--stop-jobs` a job gets TERM, and KILL after its grace where it ignores that; then the lease is free (L4).
+
+    So does what works on of one whose wrapper was killed, also while nobody looked.
+    """
     stubborn = 'trap "" TERM; while :; do read x < "$GATE" || :; done'
     o.configure(o.task("kbSync", 'stop_grace = "200ms"', f'env = {{ GATE = "{o.gate("x")}" }}', ends=stubborn))
     running = o.start("--stop-jobs")
     o.until_began("kbSync")
+    if how == "orphaned-before":
+        until(lambda: o.record()["jobs"])
+        o.stop(running, signal.SIGKILL)
+    if how != "supervised":
+        os.kill(o.lock.sidecar()["pid"], signal.SIGKILL)
+    if how == "orphaned-before":
+        running = o.start("--stop-jobs")
+    elif how == "orphaned":
+        o.until_logged("task_orphaned")
     assert o.stop(running) == 0
+    assert o.logged("stopped")[0]["running"] == []
     assert o.lock.status()["state"] == "free"
-    assert o.lock.history(task="kbSync", event="released")[0]["outcome"] == "stopped"
+    outcomes = [row["outcome"] for row in o.lock.history(task="kbSync") if row["outcome"]]
+    assert outcomes == (["stopped"] if how == "supervised" else [])  # the next holder tells that its wrapper was lost
 
 
 def test_settings_go_along(o: Orchestration) -> None:

@@ -84,6 +84,7 @@ def test_it_stays_held(lock: Lock, replace: Callable[[Path], None], kind: str) -
     ] * 2
     rows = told(lock, event="collision")
     assert [(row["reason_code"], row["task"]) for row in rows] == [("lockfile_replaced", "backup")]
+    assert "was replaced while backup (owner " in rows[0]["reason"]
     assert collisions(lock) == ["lockfile_replaced"]
     holder.popen.communicate()
     assert lock.wrap("-t", "next", "-E", "9", "--", "echo", "ran").stdout == "ran\n"

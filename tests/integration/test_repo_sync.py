@@ -439,7 +439,7 @@ def test_its_failure_is_ours(world: World) -> None:
     after = world.push("b")
     world.configure("exit 5")
     done = world.run()
-    assert (done.returncode, "kbSync ended with exit code 5; it stays owed" in done.stderr) == (5, True)
+    assert (done.returncode, "kbSync ended with exit code 5; it is still due" in done.stderr) == (5, True)
     released = world.lock.history(event="released")[0]
     assert (released["outcome"], released["exit_code"]) == ("failed", 5)
     (debt,) = world.owed()
@@ -529,7 +529,7 @@ def test_its_deferral_is_none_of_our_failures(world: World) -> None:
     world.push("b")
     holder = world.lock.hold("backup")
     done = deferred_sync(world, MAINTLOCK_DEFER_EXIT_CODE="75")
-    assert (done.returncode, "kbSync stood back after a pull; it stays owed" in done.stderr) == (0, True)
+    assert (done.returncode, "kbSync stood back after a pull; it is still due" in done.stderr) == (0, True)
     (row,) = world.lock.history(task="kbSync")
     assert (row["event"], row["blocked_by"], row["reason"]) == ("deferred", "backup", REASON)
     assert row["parent_task"] == SYNC  # although that one has another lease
@@ -670,7 +670,7 @@ def test_a_torn_record_is_taken_as_a_debt(world: World, content: bytes) -> None:
     world.record.write_bytes(content)
     world.record.chmod(0o600)
     done = world.run()
-    assert (done.returncode, "repo-sync.owed: cannot be made out" in done.stderr) == (0, True)
+    assert (done.returncode, "repo-sync.owed: is unreadable" in done.stderr) == (0, True)
     assert (world.runs(), world.record.exists()) == (1, False)
 
 
@@ -707,7 +707,8 @@ def test_a_symlink_for_a_record(world: World) -> None:
         ("", ["--timeout", "0", "../neo"], 64, "expected more than 0"),
         ("", ["--timeout", "soon", "../neo"], 64, "expected a duration"),
         ("", ["--what"], 64, "unrecognized arguments"),
-        ("[tasks.a]\n[repo_sync]\nroots = ['x']\nthen = 'a'", [], 78, "maintlock.toml: tasks.a.command: found nothing"),
+        ("[tasks.a]\n[repo_sync]\nroots = ['x']\nthen = 'a'", [], 78, "maintlock.toml: repo_sync.then: found 'a'"),
+        ("[tasks.a]", ["--then", "a", "../neo"], 78, "maintlock.toml: tasks.a.command: found nothing"),
         ("[repo_sync]\nroots = ['x']\nthen = 'a'", [], 78, "repo_sync.then"),
         ("[tasks.a]\ncommand = ['maintlock', 'repo-sync']", ["--then", "a", "x"], 64, "a is repo-sync itself"),
         ("", [""], 64, "expected a path"),

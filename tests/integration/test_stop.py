@@ -446,9 +446,14 @@ def test_somebody_waits(lock: Lock) -> None:
     assert should_yield(lock) == 1
 
 
-@pytest.mark.parametrize(("task", "hours", "code"), [("kbSync", 3, 0), ("kbSync", 1, 1), ("backup", 3, 1)])
+@pytest.mark.parametrize(
+    ("task", "hours", "code"), [("kbSync", 3, 0), ("kbSync", 1, 1), ("kbSync", 27, 1), ("backup", 3, 1)]
+)
 def test_somebody_is_starved(lock: Lock, task: str, hours: int, code: int) -> None:
-    """Another task whose deferrals have lasted for more than two hours is a reason too, one's own is none (L5)."""
+    """Another task whose deferrals have lasted for more than two hours is a reason too, one's own is none (L5).
+
+    Nor is one that nothing schedules and nobody has started for a day.
+    """
     import time
 
     lock.wrap("-t", "backup", "--", "true")

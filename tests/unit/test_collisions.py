@@ -36,10 +36,13 @@ class Known:
         """Enter events, in their order."""
         for event in told:
             self.told.append((event["event"], event["reason_code"]))
+            was = [one for one in self.open.get(event["lease"], []) if one.kind == event["reason_code"]]
             kept = [one for one in self.open.get(event["lease"], []) if one.kind != event["reason_code"]]
             if event["event"] == "collision":
                 since = epoch_seconds(event["at"]) or 0.0
-                kept.append(Collision(event["reason_code"], event["id"], since, event["detail"]))
+                told = marks.within(event["id"]).union(*(marks.within(one.id) for one in was))
+                name = f"{event['reason_code']}:{'+'.join(sorted(told))}@{since}"
+                kept.append(Collision(event["reason_code"], name, since, event["detail"]))
             self.open[event["lease"]] = kept
 
     def look(self, *found: Outside, inherited: frozenset[str] = NOBODY) -> None:
@@ -119,6 +122,16 @@ def test_a_recycled_pid_is_another_process() -> None:
     two = outside(10), outside(11)
     inherited = inherited_marks(two, {})
     assert mark(outside(10, ticks=8)) not in inherited
+
+
+def test_a_recycled_pid_is_told() -> None:
+    """A process with the pid of one that was told is told as well, and each is named in the history (L1)."""
+    known = Known()
+    known.look(outside(10))
+    known.look(outside(10, ticks=8))
+    assert known.told == [("collision", "unleased_process")] * 2
+    (event,) = changes([outside(11)], {}, NOBODY, now=NOW)
+    assert event["reason"] == event["detail"] == "backup (pid 11) outside the lease"
 
 
 def test_each_lease_has_its_own() -> None:

@@ -325,7 +325,7 @@ def test_without_a_file_all_is_default() -> None:
     """Without a configuration everything has its default."""
     assert config.load(None) == Config(leases={}, tasks={}, daemons={})
     defaults = config.load(None)
-    assert (defaults.poll_interval, defaults.starved_after, defaults.history) == (3, 7200, 90 * 86400)
+    assert (defaults.poll_interval, defaults.starved_after, defaults.history) == (3, 7200, None)
     assert (defaults.path, defaults.directory, defaults.state_dir, defaults.repo_sync) == (None, None, None, None)
     assert config.ttl_seconds(defaults, "heavy-maintenance") == 6 * 3600
 
@@ -621,6 +621,14 @@ def test_wrong_values_cover_every_key() -> None:
         (
             '[tasks.a]\n[repo_sync]\nroots = ["x"]\nthen = "b"',
             "repo_sync.then: found 'b', expected the name of a task in [tasks]",
+        ),
+        (
+            '[tasks.a]\n[repo_sync]\nroots = ["x"]\nthen = "a"',
+            "repo_sync.then: found 'a', expected the name of a task with a command in [tasks]",
+        ),
+        (
+            '[tasks.a]\nmatch = "x.mjs"\n[tasks.b]\nmatch = "x.mjs"',
+            "tasks.b.match: found 'x.mjs', expected a name that is not that of tasks.a too",
         ),
         (
             '[tasks.a]\nnpm_script = "x"\n[tasks.b]\nnpm_script = "x"',

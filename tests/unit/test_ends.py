@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from maintlock import outcome
 from maintlock.model import Line, ProcessIdentity, replace
-from maintlock.orchestrator.ends import bad_command, end_of, log_end, not_begun, read_outcome
+from maintlock.orchestrator.ends import bad_command, end_of, log_end, not_begun
 
 LINE = Line(
     fence=1, lease_id="g", task="kbSync", source="orchestrator", session_id=5, hold_until="session", mode="supervised",
@@ -85,7 +86,7 @@ def test_an_outcome_file_that_is_none(tmp_path: Path, content: bytes | None) -> 
     """A missing, torn or hostile outcome file tells nothing."""
     if content is not None:
         (tmp_path / "outcome").write_bytes(content)
-    assert read_outcome(str(tmp_path / "outcome")) == {}
+    assert outcome.read(str(tmp_path / "outcome")) == {}
 
 
 @pytest.mark.parametrize(

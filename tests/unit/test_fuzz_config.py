@@ -108,9 +108,8 @@ def check(file: Path, content: bytes) -> None:
         for line in lines:
             assert line.startswith(str(file)) and line.isprintable() and len(line) < 1000, line
         return
-    assert (
-        0 < loaded.poll_interval < math.inf and 0 < loaded.history < math.inf and 0 <= loaded.starved_after < math.inf
-    )
+    assert 0 < loaded.poll_interval < math.inf and 0 <= loaded.starved_after < math.inf
+    assert loaded.history is None or 0 < loaded.history < math.inf
     assert all(is_lease_name(name) and found.ttl > 0 for name, found in loaded.leases.items())
     for name, task in loaded.tasks.items():
         assert is_task_name(name) and is_lease_name(task.lease)

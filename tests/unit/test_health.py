@@ -7,7 +7,7 @@ import pytest
 from maintlock import process
 from maintlock.history import States
 from maintlock.model import Line, ProcessIdentity, replace
-from maintlock.orchestrator.health import Health, Readings, judged
+from maintlock.orchestrator.health import Health, Readings, judged, read_alive
 from maintlock.orchestrator.record import Held, Record, Started
 from maintlock.settings import Config, DaemonSettings, TaskSettings
 from maintlock.states import TaskState
@@ -46,7 +46,8 @@ def readings(**changes: Any) -> Readings:
         "is_used": True, "collisions": (), "dropped": 0, "trouble": None, "now": NOW,
         "states": States(tasks={(LEASE, name): state for name, state in states.items()}, collisions={}, present=[]),
     }  # fmt: skip
-    return Readings(**{**usual, **changes})
+    told = {**usual, **changes}
+    return Readings(**{"alive": read_alive(told["record"]), **told})
 
 
 def judge(config: Config = CONFIG, **changes: Any) -> Health:
@@ -231,8 +232,8 @@ HAND = TaskSettings(name="kbSync", interval=600.0, npm_script="ai:sync-kb")
 @pytest.mark.parametrize(
     ("task", "record", "last_run_at", "detail", "is_scheduled"),
     [
-        (HAND, "living", NOW - 601, "due; has no command, so it is started by hand only", False),
-        (HAND, None, NOW - 601, "due; has no command, so it is started by hand only", False),
+        (HAND, "living", NOW - 601, "has no command, so it is started by hand only", False),
+        (HAND, None, NOW - 601, "has no command, so it is started by hand only", False),
         (HAND, "living", NOW - 500, "has no command, so it is started by hand only", False),
         (replace(HAND, interval=0.0), "living", NOW - 601, None, False),
         (replace(HAND, command=("true",)), "living", NOW - 601, None, True),
@@ -251,6 +252,13 @@ def test_who_starts_a_task(
     )
     kb_sync = found["tasks"]["kbSync"]
     assert (kb_sync["detail"], kb_sync["scheduled"], found["status"]) == (detail, is_scheduled, "healthy")
+
+
+def test_what_a_pull_owes() -> None:
+    """A task that a pull has made necessary says since when, until it has succeeded (L15)."""
+    found = judge(owed={"kbSync": NOW - 60})
+    assert found["tasks"]["kbSync"]["detail"] == "owed since 1970-01-12T13:45:40.000Z, after a pull"
+    assert found["tasks"]["backup"]["detail"] is None
 
 
 def test_tasks_that_only_the_ledger_knows() -> None:

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from maintlock import entries, flock, history, ledger, marks, migrations, pending, process, tally
+from maintlock import config, entries, flock, history, ledger, marks, migrations, pending, process, program, tally
 from maintlock.history import Snapshot, highest_fence, read_history, read_snapshot, typical_seconds
 from maintlock.ledger import Ledger, LedgerUnavailable, drain
+from maintlock.paths import Places
 from maintlock.states import Collision, TaskState
 from maintlock.times import epoch_seconds, rfc3339
 from tests.clock import Clock
@@ -354,6 +356,7 @@ def test_a_clock_that_was_set_back_freezes_no_task(tmp_path: Path) -> None:
         if place.name == "drained":
             drain(str(place), now=NOW + 20)
             assert (state(place).consecutive_deferrals, state(place).deferred_since) == (2, NOW + 10)
+            assert state(place).last_run_at == NOW + 3 * DAY + 1  # a deferral is no run: the next one is not put off
         pending.append(str(place), [acquired("b", 30, 2), released("b", 40, 10.0, outcome="failed")])
         drain(str(place), now=NOW + 40)
         found = state(place)
@@ -1161,6 +1164,31 @@ def test_forgetting_happens_once_an_hour(tmp_path: Path) -> None:
     assert len(read_history(str(tmp_path))) == kept + 1
     enter(tmp_path, deferred(5001, 5001), now=NOW + 100 * DAY + 3700)
     assert len(read_history(str(tmp_path))) == kept
+
+
+def test_whoever_knows_no_configuration_keeps_what_the_last_one_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job of the orchestrator reads no configuration, and forgets nothing that its history has room for."""
+    monkeypatch.setattr(ledger, "ALWAYS_KEPT", 1)
+    monkeypatch.setattr(ledger, "PRUNE_EVERY_SECONDS", -1.0)
+    told_by = {name: ledger.Ledger(str(tmp_path), history_seconds=days * DAY) for name, days in (("a", 365), ("b", 30))}
+
+    def kept_by_a_job() -> int:
+        program.settle(Places(directory=str(tmp_path), lease=LEASE), config.load(None).history, lasted_seconds=2.0)
+        return len(read_history(str(tmp_path)))
+
+    now = time.time()
+    since = now - NOW
+    enter(tmp_path, deferred(1, since - 200 * DAY), deferred(2, since - 80 * DAY), now=now - 120 * DAY)
+    told_by["a"].drain(now=now)  # with nothing to enter
+    pending.append(str(tmp_path), [deferred(3, since - 60 * DAY), deferred(4, since)])
+    assert kept_by_a_job() == 4
+    told_by["b"].drain(now=now)
+    pending.append(str(tmp_path), [deferred(5, since)])
+    assert kept_by_a_job() == 2
+    for one in told_by.values():
+        one.close()
 
 
 def test_counters_are_stored_as_canonical_text(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from maintlock import outside, process
 from maintlock.custody import Custody
 from maintlock.model import Line, ProcessIdentity, replace
-from maintlock.outside import is_command, is_match, matching
+from maintlock.outside import is_command, matching
 from maintlock.paths import Places
 from maintlock.process import Stat
 from maintlock.settings import TaskSettings
@@ -22,6 +22,11 @@ from tests.support import until
 
 MATCH = "syncKnowledgeBase.mjs"
 KB_SYNC = TaskSettings(name="kbSync", match=MATCH)
+
+
+def is_match(argv: Sequence[str], task: TaskSettings = KB_SYNC, executable: str = "") -> bool:
+    """Tell whether a process with this command line, executing this file, is recognised as the task."""
+    return 7 in matching({7: argv}, [task], lambda pid: executable)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +44,22 @@ KB_SYNC = TaskSettings(name="kbSync", match=MATCH)
         (False, "node -e syncKnowledgeBase.mjs"),
         (False, "sh -c syncKnowledgeBase.mjs"),
         (False, "node xsyncKnowledgeBase.mjs"),
+        (True, "sh -e syncKnowledgeBase.mjs"),
+        (True, "bash -e syncKnowledgeBase.mjs"),
+        (True, "bash -p syncKnowledgeBase.mjs"),
+        (True, "python3 -E syncKnowledgeBase.mjs"),
+        (True, "node -r x.cjs syncKnowledgeBase.mjs"),
+        (False, "node -p syncKnowledgeBase.mjs"),
+        (False, "node --print syncKnowledgeBase.mjs"),
+        (False, "node --eval=less_/p/syncKnowledgeBase.mjs"),
+        (False, "node --print=less_/p/syncKnowledgeBase.mjs"),
+        (False, "perl -ne syncKnowledgeBase.mjs"),
+        (False, "ruby -e syncKnowledgeBase.mjs"),
+        (False, "bash -lc vim_x/syncKnowledgeBase.mjs"),
+        (False, "sh -ec vim_x/syncKnowledgeBase.mjs"),
+        (False, "sh -ce vim_x/syncKnowledgeBase.mjs"),
+        (False, "bash -xc vim_x/syncKnowledgeBase.mjs"),
+        (False, "python3 -Ic import_x/syncKnowledgeBase.mjs"),
         (False, "python3 /usr/bin/maintlock-wrap -t kbSync -- node syncKnowledgeBase.mjs"),
         (False, "python3 -I /usr/bin/maintlock-wrap -- node syncKnowledgeBase.mjs"),
         (False, "node"),
@@ -46,20 +67,45 @@ KB_SYNC = TaskSettings(name="kbSync", match=MATCH)
 )
 def test_what_a_match_recognises(*, expected: bool, command: str) -> None:
     """A script under an interpreter or a program itself is recognised, and an editor, a pager or a waiting guard is not (L13)."""
-    assert is_match(command.split(), MATCH) is expected
+    assert is_match([word.replace("_", " ") for word in command.split()]) is expected
+
+
+@pytest.mark.parametrize(
+    ("expected", "command", "executable"),
+    [
+        (True, "worker syncKnowledgeBase.mjs", "/usr/bin/python3.11"),
+        (True, "worker syncKnowledgeBase.mjs", "/usr/bin/node"),
+        (True, "other --full", "/x/syncKnowledgeBase.mjs"),
+        (True, "syncKnowledgeBase.mjs", "/x/other"),
+        (True, "node syncKnowledgeBase.mjs", ""),
+        (False, "worker -c syncKnowledgeBase.mjs", "/usr/bin/python3.11"),
+        (False, "vim syncKnowledgeBase.mjs", "/usr/bin/vim.basic"),
+        (False, "worker", "/usr/bin/node"),
+        (True, "sh syncKnowledgeBase.mjs", "/bin/busybox"),
+        (False, "vi syncKnowledgeBase.mjs", "/bin/busybox"),
+        (True, "busybox sh syncKnowledgeBase.mjs", "/bin/busybox"),
+        (False, "busybox vi syncKnowledgeBase.mjs", "/bin/busybox"),
+        (False, "busybox sh -c syncKnowledgeBase.mjs", "/bin/busybox"),
+        (False, "busybox", "/bin/busybox"),
+    ],
+)
+def test_a_program_is_known_by_its_file_too(*, expected: bool, command: str, executable: str) -> None:
+    """Whoever starts a program names it in its arguments as it likes, so the file that it executes counts as well (L13)."""
+    assert is_match(command.split(), executable=executable) is expected
 
 
 def test_nothing_matches_nothing() -> None:
     """A process without a command line, as a thread of the kernel's, is no heavy one."""
-    assert not is_match([], MATCH)
+    assert not is_match([])
     assert not is_command([], [])
 
 
 def test_only_heavy_tasks_with_a_match_are_looked_for() -> None:
     """A task that is not heavy, or has no `match`, recognises nothing (L14)."""
-    argv = {7: ["node", MATCH]}
-    assert matching(argv, [KB_SYNC]) == {7: KB_SYNC}
-    assert matching(argv, [TaskSettings(name="kbSync", match=MATCH, heavy=False), TaskSettings(name="x")]) == {}
+    argv = ["node", MATCH]
+    assert is_match(argv)
+    assert not is_match(argv, TaskSettings(name="kbSync", match=MATCH, heavy=False))
+    assert not is_match(argv, TaskSettings(name="x"))
 
 
 WORDS = ["node", "-bash", "python3.11", "vim", "-e", "-c", "maintlock-wrap", "/x/maintlock-wrap", "--full", ""]
@@ -74,13 +120,8 @@ def test_many_are_matched_as_each_alone(argv_of: dict[int, list[str]], wanted: l
     tasks = [
         TaskSettings(name=f"t{place}", match=match, heavy=is_heavy) for place, (match, is_heavy) in enumerate(wanted)
     ]
-    expected = {
-        pid: task
-        for pid, argv in argv_of.items()
-        for task in tasks
-        if task.heavy and task.match and is_match(argv, task.match)
-    }
-    assert matching(argv_of, tasks) == expected
+    expected = {pid: task for pid, argv in argv_of.items() for task in tasks if is_match(argv, task)}
+    assert matching(argv_of, tasks, lambda pid: "") == expected
 
 
 @pytest.mark.parametrize(
@@ -283,6 +324,14 @@ def test_a_job_and_what_joined_it_are_no_culprits(headless: Headless, heavy: Tas
     headless.start("-t", "kbSync", "--wait", "forever", "--", "sh", script, stdin=-1)
     until(lambda: headless.status()["waiters"], "the waiter")
     assert find(headless, heavy) == []
+
+
+def test_a_program_under_another_name_is_found(headless: Headless, heavy: TaskSettings, tmp_path: Path) -> None:
+    """An interpreter that was started under a name of its starter's choice runs its script all the same (L13)."""
+    script = str(tmp_path / str(heavy.match))
+    running = headless.start("-c", 'exec -a worker sh "$0"', script, program="/bin/bash", stdin=-1)
+    running.until_line("ready")
+    assert [one.stat.pid for one in find(headless, heavy)] == [running.popen.pid]
 
 
 HOLDS = """

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maintlock import launch, options
+from maintlock import launch, options, owed
 from maintlock.command import parsed as parsed_arguments
 from maintlock.errors import ConfigError, UsageError
+from maintlock.owed import Debt
 from maintlock.paths import Places
-from maintlock.reposync import git, owed
+from maintlock.reposync import git
 from maintlock.reposync.cascade import Ending, ending_of, exit_code_of, reason_text
 from maintlock.reposync.command import REPO_SYNC, guarded, own_task, roots_of, then_of
-from maintlock.reposync.owed import Debt
 from maintlock.reposync.sweep import shown_root
 from maintlock.reposync.sync import Found, Result, decided, line_of
 from maintlock.settings import FOREVER, Config, RepoSyncSettings, TaskSettings
@@ -107,7 +107,7 @@ def test_git_asks_nobody() -> None:
 @pytest.mark.parametrize(
     ("err", "expected"),
     [
-        ("", "failed without a word"),
+        ("", "failed without an error message"),
         ("hint: x\nfatal: no path\nhint: y\n", "fatal: no path"),
         ("one\ntwo\n\n", "two"),
         ("error: a\nfatal: b\n", "error: a; fatal: b"),
@@ -117,7 +117,7 @@ def test_git_asks_nobody() -> None:
         ("fatal: " + "x" * 999, "fatal: " + "x" * 293 + "…"),
         (
             "fatal: Unable to create '/r/.git/index.lock': File exists.\n\nAnother git process seems to be running\n",
-            "another git works here, or has died here; if none runs any more: rm /r/.git/index.lock",
+            "another git is running here, or died here; if none is running any more: rm /r/.git/index.lock",
         ),
     ],
 )
@@ -208,8 +208,8 @@ def test_a_record_reads_as_it_was_written(texts: list[str]) -> None:
         ({"outcome": "stopped"}, -2, ("stopped", 130)),
         ({"outcome": "completed"}, -9, ("completed", 137)),
         ({"outcome": "not_run"}, 73, ("not_run", 73)),
-        (None, 0, ("unknown", 1)),
-        (None, -9, ("unknown", 137)),
+        ({}, 0, ("unknown", 1)),
+        ({}, -9, ("unknown", 137)),
         ({}, 127, ("unknown", 127)),
         ({"outcome": 1}, 0, ("unknown", 1)),
     ],

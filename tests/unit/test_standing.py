@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from maintlock.settings import TaskSettings
-from maintlock.standing import is_resting, next_due_at, standing
+from maintlock.standing import is_resting, is_starved, next_due_at, standing
 from maintlock.states import TaskState
 
 NOW = 1_000_000.0
@@ -52,6 +52,28 @@ def test_the_first_state_that_applies(expected: str, fields: dict[str, Any], *, 
     """Of the states that apply the first is told, and neither a stopped run nor an unknown end is a failure (R9, L3)."""
     found = standing(KB_SYNC, state(**fields), is_running=is_running, now=NOW, starved_after=STARVED_AFTER)
     assert found.state == expected
+
+
+@pytest.mark.parametrize(
+    ("expected", "task", "asked", "starved_after"),
+    [
+        (True, BY_HAND, 3 * 3600, 7200.0),
+        (True, BY_HAND, 1.5, 1.0),
+        (True, BY_HAND, 86400, 7200.0),
+        (False, BY_HAND, 86401, 7200.0),
+        (True, BY_HAND, 2 * 86400, 2 * 86400.0),
+        (True, KB_SYNC, 86401, 7200.0),
+        (True, TaskSettings(name="kbSync", inbox="/x/*"), 86401, 7200.0),
+    ],
+)
+def test_whom_nothing_schedules_starves_while_somebody_asks(
+    task: TaskSettings, asked: float, starved_after: float, *, expected: bool
+) -> None:
+    """A task that stood back once, by hand, is not starved for ever; it is still on record as deferred (L5)."""
+    one = state(**{**DEFERRED, "deferred_since": NOW - asked - 1, "last_deferred_at": NOW - asked})
+    assert is_starved(task, one, NOW, starved_after) is expected
+    found = standing(task, one._replace(last_success_at=NOW), is_running=False, now=NOW, starved_after=starved_after)
+    assert found.state == ("starved" if expected else "deferred")
 
 
 def test_a_deferral_is_told_with_its_cause() -> None:

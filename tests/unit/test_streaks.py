@@ -55,7 +55,7 @@ def test_what_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", "maintlock.orchestrator"):
         for gate, told in [(BY_HAND, FIRST), (OTHER, FIRST), (BY_HAND, FIRST), (BY_HAND, SECOND), (BY_HAND, SECOND)]:
             streaks.tell(Decision(due=due(KB_SYNC), gate=gate), told, NOW)
-    assert [line.partition(" back for ")[2] for line in caplog.messages] == [
+    assert [line.partition(" held back by ")[2] for line in caplog.messages] == [
         "by-hand (lease-held)", "dream (backpressure)", "by-hand (lease-held)",
     ]  # fmt: skip
     assert [event["id"] for event in pending.read(str(tmp_path))] == [streak_of(KB_SYNC, s) for s in (FIRST, SECOND)]
@@ -103,6 +103,6 @@ def test_who_waits_in_the_queue(caplog: pytest.LogCaptureFixture) -> None:
             streaks.stood_back(KB_SYNC, BY_HAND, FIRST)
     assert caplog.messages == [
         "kbSync is due, and waits for x (lease-held)",
-        "kbSync is due, and stands back for by-hand (lease-held)",
+        "kbSync is due, but held back by by-hand (lease-held)",
         "kbSync is due, and waits for y (lease-held)",
     ]
