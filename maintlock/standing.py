@@ -59,16 +59,22 @@ def is_overdue(task: TaskSettings, state: TaskState, now: float) -> bool:
 
 
 def is_starved(task: TaskSettings, state: TaskState, now: float, starved_after: float) -> bool:
-    """Tell whether a streak of deferrals has lasted too long (L5).
+    """Tell whether a streak of deferrals has lasted too long, and still matters to somebody (L5)."""
+    if state.deferred_since is None or now - state.deferred_since <= starved_after:
+        return False
+    return not has_lapsed(task, state, now, starved_after)
+
+
+def has_lapsed(task: TaskSettings, state: TaskState, now: float, starved_after: float) -> bool:
+    """Tell whether a streak of deferrals is over although the task has not run since.
 
     A task that nothing schedules asks for the lease only when somebody starts it: once nobody has for a day, or for
     `starved_after` where that is longer, nobody is kept from anything.
     """
-    if state.deferred_since is None or now - state.deferred_since <= starved_after:
-        return False
     asked_at = state.deferred_since if state.last_deferred_at is None else state.last_deferred_at
-    is_scheduled = task.interval > 0 or task.inbox is not None
-    return is_scheduled or now - asked_at <= max(starved_after, LAPSE_SECONDS)
+    if asked_at is None or task.interval > 0 or task.inbox is not None:
+        return False
+    return now - asked_at > max(starved_after, LAPSE_SECONDS)
 
 
 def standing(

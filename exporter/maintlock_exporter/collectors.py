@@ -21,6 +21,7 @@ from prometheus_client.core import (
 import maintlock
 from maintlock import marks, states
 from maintlock.options import SOURCES
+from maintlock.standing import has_lapsed
 from maintlock.times import epoch_seconds
 from maintlock_exporter import counters, trees
 from maintlock_exporter.scene import OTHER
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     TaskGauge = tuple[str, str, Callable[[TaskSettings, TaskState, View], float]]
 
 STATES = ("free", "held", "orphaned", "unknown")
-LAPSES_AFTER_SECONDS = 86400.0
 Value = TypeVar("Value")
 log = logging.getLogger(__name__)
 
@@ -109,16 +109,6 @@ def _add_holder(scene: Scene, status: Status, info: GaugeMetricFamily) -> None:
 def of_holder(value: Callable[[Holder], float | None]) -> Callable[[Status], float]:
     """Return how to read a number of the holder; 0 where there is none."""
     return lambda status: 0.0 if status["holder"] is None else float(value(status["holder"]) or 0.0)
-
-
-def has_lapsed(task: TaskSettings, state: TaskState, starved_after: float, now: float) -> bool:
-    """Tell whether a streak of deferrals is over although the task has not run: nothing schedules it, and nobody asks any more.
-
-    What is scheduled is held back until it runs, and the orchestrator tells of that once.
-    """
-    if state.last_deferred_at is None or task.interval > 0 or task.inbox is not None:
-        return False
-    return now - state.last_deferred_at > max(starved_after, LAPSES_AFTER_SECONDS)
 
 
 # name without prefix, help, value
@@ -197,7 +187,7 @@ TASK_GAUGES: tuple[TaskGauge, ...] = (
         "task_deferred_since_timestamp_seconds",
         "When the streak of deferrals began, 0 if there is none; without a schedule it ends a day after the last attempt.",
         lambda task, state, view: (
-            0.0 if has_lapsed(task, state, view.scene.config.starved_after, view.now) else state.deferred_since or 0.0
+            0.0 if has_lapsed(task, state, view.now, view.scene.config.starved_after) else state.deferred_since or 0.0
         ),
     ),
 )

@@ -54,10 +54,11 @@ class Health(TypedDict):
 class Readings:
     """What health is judged from. `states` is None where the ledger cannot be read, and `trouble` says why.
 
-    `alive` tells of each process in the record whether it lives, as far as that can be known. `running` are tasks that have a lease or have joined in one, `waiting` the pids of who waits for one; `lost` are the lines
-    of grants, by lease, that nobody ended and of which nothing works any more. `is_used` tells whether there ever was an
-    orchestrator. `owed` tells of tasks that a pull has made necessary since when. `dropped` counts events that could not be
-    recorded; times are in epoch seconds. `bad_config` says why the configuration could not be read: then nothing of it is known.
+    `alive` has each process of the record, and whether it lives as far as that can be known. `running` are tasks that have a
+    lease or have joined in one, `waiting` the pids of who waits for one; `lost` are the lines of grants, by lease, that nobody
+    ended and of which nothing works any more. `is_used` tells whether there ever was an orchestrator. `owed` has the tasks that
+    a pull has made necessary, and since when; `dropped` counts events that could not be recorded. Times are in epoch seconds.
+    `bad_config` says why the configuration could not be read: then nothing of it is known.
     """
 
     status: Status
@@ -69,7 +70,7 @@ class Readings:
     is_used: bool
     lost: Mapping[str, Line]
     now: float
-    owed: Mapping[str, float]
+    owed: Mapping[str, float] = NOTHING_OWED
     collisions: tuple[CollisionReport, ...] = ()
     dropped: int = 0
     trouble: str | None = None
