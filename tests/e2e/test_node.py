@@ -269,8 +269,8 @@ def test_a_process_is_guarded_once(lock: Lock, script: Scripts, node: str) -> No
     assert rows(lock) == [("acquired", "backup", None), ("released", "backup", "completed")]
 
 
-def test_what_else_the_environment_says_is_not_read(lock: Lock, script: Scripts, node: str) -> None:
-    """Which grant a script is part of stands in `MAINTLOCK_HELD`, and of which task that is in the lock file (L8)."""
+def test_what_else_the_environment_says_changes_nothing(lock: Lock, script: Scripts, node: str) -> None:
+    """A script is part of a grant by what `MAINTLOCK_HELD` and the lock file say, whatever else stands beside it (L8)."""
     forged = ("env", "MAINTLOCK_TASK=x", "MAINTLOCK_LEASE=x", "MAINTLOCK_LEASE_ID=x")
 
     done = run(lock, WRAP, "-t", "backup", "--", *forged, node, script("console.log('ran');\n"))

@@ -709,7 +709,7 @@ def test_hostile_names_in_logs(o: Orchestration, log_format: str) -> None:
     )])  # fmt: skip
     o.configure(o.task("kbSync", ends="true"))
     running = o.start("--log-format", log_format, is_ready=False)
-    until(lambda: "stands back" in o.log.read_text())
+    until(lambda: "held back by" in o.log.read_text())
     o.stop(running)
     assert "\x1b" not in o.log.read_text() and '\n{"event' not in o.log.read_text()
     assert not o.logged("forged")
@@ -879,7 +879,7 @@ def test_many_passes_say_nothing_new(o: Orchestration, caplog: pytest.LogCapture
         for _ in range(300):
             found.run_pass()
         assert len(os.listdir("/proc/self/fd")) <= descriptors  # those of other tests may be collected meanwhile
-        assert len([line for line in caplog.messages if "stands back" in line]) == 6
+        assert len([line for line in caplog.messages if "held back by" in line]) == 6
     assert len(o.lock.history(event="deferred")) == 6
     held.popen.communicate(timeout=20)
     finish(found)

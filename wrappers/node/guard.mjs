@@ -75,18 +75,18 @@ function takeMark(mark) {
 }
 
 // Are we part of a job of this task? The environment proves nothing by itself: it must name a grant
-// of our session, and the lock file's record must name the same grant as going on, with its task.
-// Where that cannot be seen (no /proc), and in a job that has joined one of another task,
-// maintlock-wrap finds out: it joins, on record.
+// of our session, and the lock file's record must name the same grant as going on. Which task that
+// is of is in the record; of a job that has joined it, MAINTLOCK_TASK tells alone. Where none of
+// that can be seen (no /proc) maintlock-wrap finds out. A job of another task is joined, on record.
 function isInside(task) {
-  const { MAINTLOCK_HELD: held = '', MAINTLOCK_STATE_DIR: directory } = process.env;
+  const { MAINTLOCK_HELD: held = '', MAINTLOCK_STATE_DIR: directory, MAINTLOCK_TASK: joined } = process.env;
   const session = readStat()?.session;
   const grants = held.split(' ').map(grant => grant.split(':')).filter(([, , of]) => of === session);
   if (!session || !directory || grants.length === 0) return false;
   const [lease, id] = grants.at(-1);    // the innermost
   const line = readLine(path.join(directory, `${lease}.lock`));
   if (line.length !== LINE_FIELDS || line[MAGIC] !== 'maintlock1' || line[LEASE_ID] !== id) return false;
-  return line[OUTCOME] === '-' && (task === null || line[TASK] === task);
+  return line[OUTCOME] === '-' && (task === null || task === line[TASK] || task === joined);
 }
 
 function readLine(file) {
