@@ -221,8 +221,7 @@ def _config(document: dict[str, object], path: str) -> Config:
     top = reading.table(document, "", TOP, ())
     leases, tasks, daemons = (reading.sections(top.pop(kind, {}), kind) for kind in SECTIONS)
     repo_sync = reading.table(top.pop("repo_sync"), "repo_sync", REPO_SYNC, ("roots",)) if "repo_sync" in top else None
-    for key, kind in (("npm_script", "a script"), ("match", "a name")):
-        _check_unique(tasks, key, kind, reading)
+    _check_scripts(tasks, reading)
     _check_own_leases(tasks, reading)
     _check_then(repo_sync or {}, tasks, reading)
     reading.raise_faults()
@@ -243,14 +242,14 @@ def _task(name: str, values: Mapping[str, Any]) -> TaskSettings:
     return TaskSettings(name=name, **{**own, **values})
 
 
-def _check_unique(tasks: Mapping[str, dict[str, Any]], key: str, kind: str, reading: _Reading) -> None:
-    """One script, or one program, is one task: from its name alone it must be clear which."""
+def _check_scripts(tasks: Mapping[str, dict[str, Any]], reading: _Reading) -> None:
+    """One npm script is one task: from its name alone it must be clear which."""
     owners: dict[str, str] = {}
     for name, values in tasks.items():
-        found = values.get(key)
+        found = values.get("npm_script")
         if found is not None and owners.setdefault(found, name) != name:
-            words = f"found {found_text(found)}, expected {kind} that is not that of tasks.{owners[found]} too"
-            reading.fault(f"{dotted('tasks', name)}.{key}", words)
+            words = f"found {found_text(found)}, expected a script that is not that of tasks.{owners[found]} too"
+            reading.fault(f"{dotted('tasks', name)}.npm_script", words)
 
 
 def _check_own_leases(tasks: Mapping[str, dict[str, Any]], reading: _Reading) -> None:

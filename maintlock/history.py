@@ -208,6 +208,18 @@ def task_of_grant(directory: str, lease_id: str) -> str | None:
     return task if isinstance(task, str) and is_task_name(task) else None
 
 
+def events_of_grant(directory: str, lease_id: str) -> frozenset[str]:
+    """Return which kinds of events are on record of a grant itself, not of jobs that joined it.
+
+    Raises:
+        LedgerUnavailable: It cannot be read.
+    """
+    told = {event["event"] for event in pending.read(directory) if event.get("lease_id") == lease_id}
+    with open_to_read(directory) as db:
+        rows = db.execute("SELECT DISTINCT event FROM events WHERE lease_id = ?", (lease_id,)).fetchall()
+    return frozenset(told | {row[0] for row in rows})
+
+
 def typical_seconds(directory: str, lease: str, task: str) -> float | None:
     """Return the median of a task's last 20 holds that completed, in seconds; None where nothing is known."""
     waiting = pending.read(directory)

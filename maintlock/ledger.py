@@ -142,6 +142,8 @@ class Ledger:
         try:
             for name in pending.waiting(self.directory):
                 self._drain(name, now, deadline)
+            if self._db is None and _checked(self.path) is not None:
+                self._connected(deadline)  # which brings an older one up to date, for those who only read
             self._tell_history(deadline)
         except OSError as error:
             raise LedgerUnavailable(f"{self.directory}/{name}", _system_reason(error)) from error
@@ -197,6 +199,7 @@ class Ledger:
             self._db = _open_to_write(self.path, patience)
             found = os.lstat(self.path)
             self._opened = found.st_dev, found.st_ino
+            self._history_told = None
         elif patience != self._patience_set:
             self._db.execute(f"PRAGMA busy_timeout = {int(patience * 1000)}")
         self._patience_set = patience

@@ -85,7 +85,7 @@ def _loop(orchestrator: Orchestrator, waker: Waker) -> None:
 def _settle(orchestrator: Orchestrator, waker: Waker) -> None:
     """Give what a single pass has started the time to get its lease or to be refused, and tell of that."""
     while orchestrator.jobs.is_asking() and not waker.wait(LOOK_SECONDS) & STOPPING:
-        orchestrator.tend_jobs()
+        orchestrator.troubles.attempt("jobs", orchestrator.tend_jobs)
     orchestrator.write_record()
 
 
@@ -94,10 +94,10 @@ def _leave(orchestrator: Orchestrator, waker: Waker, said: Namespace) -> None:
     if said.stop_jobs:
         orchestrator.jobs.stop()
         while orchestrator.jobs.recorded():
-            orchestrator.jobs.stop_orphaned(orchestrator.config.tasks)
+            orchestrator.troubles.attempt("jobs", lambda: orchestrator.jobs.stop_orphaned(orchestrator.config.tasks))
             if waker.wait(LOOK_SECONDS) & STOPPING:
                 break
-            orchestrator.tend_jobs()
+            orchestrator.troubles.attempt("jobs", orchestrator.tend_jobs)
     if said.stop_daemons:
         orchestrator.daemons.stop()
     orchestrator.write_record(stopped_at=time.time())

@@ -32,7 +32,9 @@ INTERPRETERS = frozenset(
     "node nodejs npm npx pnpm yarn bun deno tsx ts-node sh bash dash zsh ksh ash perl ruby php uv pypy pypy3".split()
 )
 # After these options a program's text follows, and no file's name; short ones may be in a cluster (`bash -lc`, `perl -ne`).
-CODE_OF_SHELL = re.compile("-[A-Za-z]*c[A-Za-z]*")
+CODE_OF_SHELL = re.compile(
+    "-[abefhiklmnprstuvxBCEHPT]*c[abefhiklmnprstuvxBCEHPT]*"
+)  # set(1), and what bash has besides
 CODE_OF_PYTHON = re.compile("-[A-Za-z]*c")
 CODE_OF_NODE = re.compile("-pe?|-e|--print|--eval")
 CODE_OF_PERL = re.compile("-[alnpsw]*[eE]")

@@ -135,7 +135,7 @@ class Signals:
                 if left is not None and left <= 0:
                     break
                 _raise_ending(self._wait_and_draw(left))
-        except Interrupted:
+        except BaseException:  # a signal, or something that could not be drawn: nobody is left to want the lock
             if not waiter.abandon():
                 flock.unlock(fd)  # closing would leave it to a client, whose open file description this may be
             raise

@@ -106,8 +106,16 @@ def _is_of_grant(carried: Carried, found: Custody) -> bool:
 
 
 def stop(places: Places, stopped: str | None, *, grace_seconds: float) -> bool:
-    """End what keeps the lease under this grant (None: nobody knows which); False if something does when all has been tried."""
+    """End what keeps the lease under this grant (None: nobody knows which); False if something does when all has been tried.
+
+    Raises:
+        UnavailableError: Nobody knew under which, and now it is known: that is none that anybody was asked about.
+    """
     found, keepers = read_kept(places)
+    if stopped is None and found.grant is not None:
+        raise UnavailableError(
+            f"the {places.lease} lease was being taken, and nothing was stopped; {found.grant.task} has it now; see: maintlock status"
+        )
     if _is_over(found, stopped):
         return True
     _record(places, found)
@@ -117,10 +125,12 @@ def stop(places: Places, stopped: str | None, *, grace_seconds: float) -> bool:
     kill_at = time.monotonic() + grace_seconds
     while time.monotonic() < kill_at + AFTER_KILL_SECONDS:
         time.sleep(LOOK_SECONDS)
-        found, keepers = read_kept(places)
-        if _is_over(found, stopped):
+        if _is_over(custody.read_custody(places), stopped):
             return True
-        if time.monotonic() >= kill_at:
+        if time.monotonic() >= kill_at:  # who is to be killed is proven anew
+            found, keepers = read_kept(places)
+            if _is_over(found, stopped):
+                return True
             _kill(keepers, with_wrapper=time.monotonic() >= kill_at + WRAPPER_SECONDS)
     return False
 

@@ -6,6 +6,7 @@ import os
 import secrets
 import shlex
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -116,7 +117,11 @@ def troubles(scene: Scene, status: Status, outside: Iterable[Outside], errors: I
 
 
 def read_tasks(view: View, statuses: Mapping[str, Status]) -> dict[str, dict[str, Any]]:
-    """Return how each configured task stands, as `maintlock tasks` tells it, as far as its lease's part of the ledger can be read."""
+    """Return how each configured task stands, as `maintlock tasks` tells it, as far as its lease's part of the ledger can be read.
+
+    Raises:
+        MaintlockError: What else tells of tasks could be somebody else's.
+    """
     tasks = {}
     for lease in statuses:
         try:
@@ -184,8 +189,9 @@ def read_lease(view: View, status: Status, errors: list[str], tasks: Mapping[str
     try:
         known, outside = read_known(view, status, tasks), view.untold(lease)
     except MaintlockError as error:
-        known, outside = None, [one for one in view.outside() if one.lease == lease]
-        errors = [*errors, str(error)]
+        known, outside, errors = None, [], [*errors, str(error)]
+        with suppress(MaintlockError):
+            outside = [one for one in view.outside() if one.lease == lease]
     processes = status["holder"]["processes"][:MAX_ROWS] if status["holder"] else []
     stats = [process.read_stat(row["pid"]) for row in processes]
     return LeaseView(
@@ -206,7 +212,11 @@ def read_leases(view: View) -> list[LeaseView]:
             statuses[lease] = read_status(view, lease)
         except MaintlockError as error:
             statuses[lease], errors[lease] = unreadable(view.scene, lease), [str(error)]
-    tasks = read_tasks(view, statuses)
+    tasks: dict[str, dict[str, Any]] = {}
+    try:
+        tasks = read_tasks(view, statuses)
+    except MaintlockError as error:
+        errors.setdefault(DEFAULT_LEASE, []).append(str(error))
     found = [read_lease(view, status, errors.get(lease, []), tasks) for lease, status in statuses.items()]
     return sorted(found, key=lambda one: (one.status["lease"] != DEFAULT_LEASE, one.status["state"] == "free"))
 

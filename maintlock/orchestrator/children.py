@@ -112,17 +112,25 @@ def log_path(directory: str, name: str) -> str:
 
 
 def restore_log(directory: str, name: str) -> None:
-    """Put the log of the run before back in its place: what was started after it has not run."""
+    """Put the logs of the runs before back in their places: what was started after them has not run."""
     path = log_path(directory, name)
+    for later, earlier in ((path, f"{path}.1"), (f"{path}.1", f"{path}.2")):
+        with suppress(OSError):
+            os.rename(earlier, later)
+
+
+def drop_oldest_log(directory: str, name: str) -> None:
+    """Forget the log of the run before the last one: what was started after that has begun."""
     with suppress(OSError):
-        os.rename(f"{path}.1", path)
+        os.unlink(f"{log_path(directory, name)}.2")
 
 
 def _opened_log(directory: str, name: str) -> IO[bytes]:
     path = log_path(directory, name)
     with suppress(FileExistsError):
         os.mkdir(os.path.dirname(path), PRIVATE_DIRECTORY)
-    with suppress(FileNotFoundError):
-        os.rename(path, f"{path}.1")
+    for later, earlier in ((f"{path}.1", f"{path}.2"), (path, f"{path}.1")):
+        with suppress(FileNotFoundError):
+            os.rename(later, earlier)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
     return os.fdopen(os.open(path, flags, PRIVATE), "ab", buffering=0)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from maintlock import holder, marks, observe, outside, owed, pending, process
 from maintlock import line as line_file
-from maintlock.history import read_states
+from maintlock.history import events_of_grant, read_states
 from maintlock.ledger import LedgerUnavailable
 from maintlock.model import record as frozen
 from maintlock.model import replace
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from maintlock.settings import TaskSettings
 
 HEALTHY, DEGRADED, UNKNOWN = "healthy", "degraded", "unknown"
+ENDS = frozenset({"released", "stale_cleaned"})
 NOTHING_OWED: Mapping[str, float] = {}
 LATE_POLLS = 10.0
 LATE_SECONDS = 60.0  # a pass may wait for a disk
@@ -148,12 +149,21 @@ def read_alive(told: Record | None) -> dict[ProcessIdentity, bool | None]:
 
 
 def _read_lost(directory: str, statuses: Iterable[Status]) -> Iterable[tuple[str, Line]]:
-    """Yield the last grants of free leases that have no end: their holders died, nothing of them works, and nobody has asked since."""
+    """Yield the last grants of free leases that have no end: their holders died, nothing of them works, and nobody has asked since.
+
+    One that was stopped on purpose has that for its outcome.
+    """
     for status in statuses:
         places = Places(directory=directory, lease=status["lease"])
         grant, _ = holder.on_record(line_file.read_path(places.lock), holder.read_sidecar(places))
-        if grant is not None and status["state"] == "free" and process.is_alive(grant.identity) is False:
-            yield status["lease"], grant
+        if grant is None or status["state"] != "free" or process.is_alive(grant.identity) is not False:
+            continue
+        try:
+            told = events_of_grant(directory, grant.lease_id)
+        except LedgerUnavailable:
+            told = frozenset()
+        if told.isdisjoint(ENDS):
+            yield status["lease"], replace(grant, outcome="stopped" if "stop_requested" in told else "")
 
 
 def _read_collisions(

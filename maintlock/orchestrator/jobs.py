@@ -15,9 +15,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from maintlock import config as configuration
-from maintlock import custody, launch, outside, process
+from maintlock import custody, events, launch, outside, pending, process
 from maintlock import line as line_file
 from maintlock import outcome as outcome_file
+from maintlock.errors import MaintlockError
 from maintlock.job import DEFAULT_GRACE_SECONDS
 from maintlock.model import record, replace
 from maintlock.orchestrator import children, ends
@@ -27,7 +28,7 @@ from maintlock.orchestrator.record import Started
 from maintlock.paths import Places
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from maintlock.config import Config
     from maintlock.model import Line
@@ -135,28 +136,45 @@ class Jobs:
         self._asking_deadline = time.monotonic() + ASKING_SECONDS
         return child
 
-    def news(self) -> list[Begun | Orphaned | End]:
-        """Return what has become of jobs since the last time that this was asked, in its order."""
-        found: list[Begun | Orphaned | End] = []
+    def news(self) -> Iterator[Begun | Orphaned | End]:
+        """Yield what has become of jobs since the last time that this was asked.
+
+        Raises:
+            MaintlockError: It cannot be seen of one of them, which is asked about again the next time; all others were yielded.
+        """
+        failure: MaintlockError | None = None
         for task, (child, line) in [*self.orphaned.items()]:
-            if not self._survivors(child, line):
+            try:
+                end = None if self._survivors(child, line) else self._end(task, child, line)
+            except MaintlockError as error:
+                failure = error
+                continue
+            if end is not None:
                 del self.orphaned[task]
-                found.append(self._end(task, child, line))
+                yield end
         for task, child in [*self.running.items()]:
             is_alive = child.is_alive()
-            found += self._news_of(task, child, is_alive=is_alive)
+            try:
+                found = self._news_of(task, child, is_alive=is_alive)
+            except MaintlockError as error:
+                failure = error
+                continue
             if not is_alive:
                 del self.running[task]
-        return found
+            yield from found
+        if failure is not None:
+            raise failure
 
     def _news_of(self, task: str, child: Child, *, is_alive: bool) -> list[Begun | Orphaned | End]:
         line = self._line_of(child) if not (is_alive and child.is_begun) else None
         end = None if is_alive else self._end(task, child, line)
+        parts = self._survivors(child, line) if line is not None and not line.outcome and not is_alive else []
         begun: list[Begun | Orphaned | End] = []
         if not child.is_begun and (line is not None or (end is not None and end.is_begun)):
             child.is_begun = True
+            children.drop_oldest_log(self._directory, task)
             begun.append(Begun(task=task, reason=child.started.reason, pid=child.pid))
-        if line is not None and not line.outcome and not is_alive and (parts := self._survivors(child, line)):
+        if line is not None and parts:
             self.orphaned[task] = child, line
             return [*begun, Orphaned(task=task, pids=tuple(stat.pid for stat in parts))]
         return [*begun, end] if end is not None else begun
@@ -190,9 +208,23 @@ class Jobs:
             grace = DEFAULT_GRACE_SECONDS if task is None or task.stop_grace is None else task.stop_grace
             deadline = self._kill_deadlines.setdefault(name, now + grace)
             numbers = (signal.SIGKILL,) if now >= deadline else (signal.SIGTERM, signal.SIGCONT) if is_new else ()
+            if is_new:
+                self._record_stop(name, child, line)
             for stat in self._survivors(child, line) if numbers else ():
                 for number in numbers:
                     process.send_signal(stat, number)
+
+    def _record_stop(self, task: str, child: Child, line: Line) -> None:
+        event = events.new(
+            "stop_requested",
+            at=time.time(),
+            lease=child.started.lease,
+            task=task,
+            lease_id=line.lease_id,
+            reason="maintlock orchestrate --stop-jobs",
+            pid=os.getpid(),
+        )
+        pending.append(self._directory, [event])
 
     def _end(self, task: str, child: Child, line: Line | None) -> End:
         path = self._outcome_path(task)

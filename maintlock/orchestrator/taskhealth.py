@@ -30,7 +30,8 @@ MAX_UNCONFIGURED = 100
 class Seen:
     """What is known of one task besides its settings.
 
-    `lost` is the line of a grant of its that nobody ended, and of which nothing works any more. `held` and `troubles`
+    `lost` is the line of a grant of its that nobody ended, and of which nothing works any more; its outcome is `stopped` where
+    that was asked for. `held` and `troubles`
     (`start:TASK`, …) are what the orchestrator tells while it lives. `is_configured` is None where the configuration cannot
     be read; `owed_since` is when a pull made a run necessary that has still to succeed. Times are in epoch seconds.
     """
@@ -99,7 +100,9 @@ def _told(seen: Seen) -> TaskState:
     """Return a task's state with what the ledger does not know yet: a run that was lost, a streak that cannot be written."""
     state, lost, held = seen.state, seen.lost, seen.held
     if lost is not None and (state.last_run_at is None or round(lost.started_at, 3) >= state.last_run_at):
-        state = state._replace(last_run_at=lost.started_at, last_outcome="unknown" if lost.mode == "exec" else "lost")
+        state = state._replace(
+            last_run_at=lost.started_at, last_outcome=lost.outcome or ("unknown" if lost.mode == "exec" else "lost")
+        )
     if held is not None and state.deferred_since is None:
         state = state._replace(deferred_since=held.since)
     return state

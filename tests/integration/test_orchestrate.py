@@ -455,8 +455,11 @@ def test_stop_jobs_stops_them(o: Orchestration, how: str) -> None:
     assert o.stop(running) == 0
     assert o.logged("stopped")[0]["running"] == []
     assert o.lock.status()["state"] == "free"
+    found = o.health()["tasks"]["kbSync"]
+    assert (found["last_outcome"], found["state"] == "failing") == ("stopped", False)
+    assert o.lock.wrap("-t", "next", "--", "true").returncode == 0  # which tells the end that nobody was left to tell
     outcomes = [row["outcome"] for row in o.lock.history(task="kbSync") if row["outcome"]]
-    assert outcomes == (["stopped"] if how == "supervised" else [])  # the next holder tells that its wrapper was lost
+    assert outcomes == ["stopped"]
 
 
 def test_settings_go_along(o: Orchestration) -> None:

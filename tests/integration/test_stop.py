@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import signal
 import subprocess
@@ -211,11 +212,13 @@ def test_a_daemon_beside_a_living_job_is_left_alone(lock: Lock) -> None:
 
 
 def test_a_library_holder_is_stopped(lock: Lock) -> None:
-    """A program that holds the lease in itself is ended (R18)."""
+    """A program that holds the lease in itself is ended, and has not failed, also before anybody asks again (R18)."""
     holder = library_holder(lock)
     assert_stopped(stop(lock), "dream")
     holder.popen.wait()
     assert holder.popen.returncode == -signal.SIGTERM
+    found = json.loads(run(lock, "health", "--json").stdout)
+    assert (found["status"], found["tasks"]["dream"]["last_outcome"]) == ("healthy", "stopped")
     assert_free(lock)
     assert ends(lock)[0][1:] == ("released", "stopped")
 

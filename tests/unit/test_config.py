@@ -627,10 +627,6 @@ def test_wrong_values_cover_every_key() -> None:
             "repo_sync.then: found 'a', expected the name of a task with a command in [tasks]",
         ),
         (
-            '[tasks.a]\nmatch = "x.mjs"\n[tasks.b]\nmatch = "x.mjs"',
-            "tasks.b.match: found 'x.mjs', expected a name that is not that of tasks.a too",
-        ),
-        (
             '[tasks.a]\nnpm_script = "x"\n[tasks.b]\nnpm_script = "x"',
             "tasks.b.npm_script: found 'x', expected a script that is not that of tasks.a too",
         ),
