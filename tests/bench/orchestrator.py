@@ -158,7 +158,7 @@ def _late_ms(bench: Bench, scratch: Path, env: dict[str, str]) -> float:
     log = scratch / "state" / "logs" / "due.log"
     log.unlink(missing_ok=True)
     with _orchestrating(bench, scratch, env) as program:
-        until(lambda: "due is due, and stands back" in program.said(), "the task to be held back")
+        until(lambda: "due is due, but held back" in program.said(), "the task to be held back")
         holder.let_go()
         ended_ns = holder.moment_ns()
         until(lambda: log.exists() and log.read_text().endswith("\n"), "the task to work")
