@@ -13,7 +13,7 @@ import sqlite3
 import stat
 import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,7 @@ BUSY_SECONDS = 0.5
 READ_BUSY_SECONDS = 0.2
 DRAIN_SECONDS = 0.75  # for all that a drain waits for; counting what it drops may add 0.2
 KNOWN_AT_MOST = 1000  # of what is not asked again
+LOOK_SECONDS = 0.02
 PRUNE_EVERY_SECONDS = 3600.0
 PRUNE_AT_ONCE = 1000  # so that no drain takes long
 ALWAYS_KEPT = 1000
@@ -142,9 +143,7 @@ class Ledger:
         try:
             for name in pending.waiting(self.directory):
                 self._drain(name, now, deadline)
-            if self._db is None and _checked(self.path) is not None:
-                self._connected(deadline)  # which brings an older one up to date, for those who only read
-            self._tell_history(deadline)
+            self._look_after(deadline)
         except OSError as error:
             raise LedgerUnavailable(f"{self.directory}/{name}", _system_reason(error)) from error
         except (sqlite3.Error, UnicodeError) as error:
@@ -180,15 +179,21 @@ class Ledger:
         db.execute("COMMIT")
         return entered.rejected
 
-    def _tell_history(self, deadline: float) -> None:
-        """Let the ledger say how long it is to be kept, for those who drain it without a configuration that does."""
+    def _look_after(self, deadline: float) -> None:
+        """Bring an older database up to date for those who only read, and let it say for how long it is to be kept.
+
+        That is for those who drain it without a configuration that says so. Under the lock of the pending file, like all that
+        writes to the database; where somebody has that, the next drain does it.
+        """
         told = self.history_seconds
-        if told in (None, self._history_told) or _checked(self.path) is None:
+        is_told = told is None or told == self._history_told
+        if (self._db is not None and is_told) or _checked(self.path) is None:
             return
-        db = self._connected(deadline)
-        if _meta(db, "history_seconds") != told:
-            db.execute("INSERT OR REPLACE INTO meta VALUES ('history_seconds', ?)", (told,))
-        self._history_told = told
+        with suppress(FileNotFoundError, TimeoutError), pending.locked_for_drain(self.directory, seconds=LOOK_SECONDS):
+            db = self._connected(deadline)
+            if told is not None and _meta(db, "history_seconds") != told:
+                db.execute("INSERT OR REPLACE INTO meta VALUES ('history_seconds', ?)", (told,))
+            self._history_told = told
 
     def _connected(self, deadline: float) -> sqlite3.Connection:
         """Return the connection that is kept, or a new one where it does not lead to the file in the database's place."""

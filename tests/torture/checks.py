@@ -327,8 +327,11 @@ def _may_refuse(facts: _Facts, actor: Actor) -> bool:
 
 
 def _met_python(actor: Actor) -> bool:
-    """Tell whether an INT has come before our first line: the interpreter then ends with 1 and a traceback of its own."""
-    return actor.code == 1 and signal.SIGINT in actor.struck_by
+    """Tell whether an INT may have come before our first line: the interpreter then has a traceback of its own.
+
+    It ends with 1 where it was still preparing itself, and by the signal where it was about to run that line.
+    """
+    return actor.code in {1, -signal.SIGINT} and signal.SIGINT in actor.struck_by
 
 
 def _tells(row: Row, actor: Actor) -> bool:
