@@ -15,7 +15,7 @@ from typing import Any
 from maintlock import history, line, locktable, process, sidecar
 from maintlock.model import Line, ProcessIdentity, replace
 from maintlock.paths import Places
-from tests.support import Lock, Running, read_patiently, until
+from tests.support import Lock, Running, read_patiently, until, until_stopped
 
 LEASE = "heavy-maintenance"
 PROBES = Path(__file__).resolve().parent / "probes"
@@ -104,11 +104,25 @@ def is_locked(path: str | Path, *, shared: bool = False) -> bool:
     return False
 
 
-def pids_in_kernel_queue(path: str | Path) -> list[int]:
-    """Return who waits for a file's lock, first come first."""
+def _rows_of(path: str | Path) -> list[locktable.Row]:
     inode = os.stat(path).st_ino
     rows = [locktable.parsed_row(text) for text in Path("/proc/locks").read_text().splitlines()]
-    return [row.locker for row in rows if row is not None and row.is_waiting and row.inode == inode]
+    return [row for row in rows if row is not None and row.inode == inode]
+
+
+def pids_in_kernel_queue(path: str | Path) -> list[int]:
+    """Return who waits for a file's lock, first come first."""
+    return [row.locker for row in _rows_of(path) if row.is_waiting]
+
+
+def stop_without(running: Running, path: str | Path) -> None:
+    """Stop a program at a moment when it has no lock on a file that it locks now and then."""
+    while True:
+        running.signal(signal.SIGSTOP)
+        until_stopped(running.pid)
+        if not any(row.locker == running.pid and not row.is_waiting for row in _rows_of(path)):
+            return
+        running.signal(signal.SIGCONT)
 
 
 def until_queued(lock: Lock, running: Running, lease: str = LEASE) -> None:

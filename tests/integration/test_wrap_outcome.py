@@ -388,7 +388,7 @@ def test_the_deferral_line(lock: Headless) -> None:
     assert (done.returncode, done.stdout) == (0, "")
     expected = (
         r"maintlock: kbSync deferred due to active heavy-maintenance lease: held by backup "
-        rf"\(owner alice@laptop, pid {running.pid}, for \d+\.\ds, reason manual\)\n"
+        rf"\(owner alice@laptop, pid {running.pid}, for [\d.]+s, reason manual\)\n"
     )
     assert re.fullmatch(expected, done.stderr)
 

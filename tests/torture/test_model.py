@@ -31,6 +31,7 @@ from tests.protocol import (
     kill,
     pids_in_kernel_queue,
     places,
+    stop_without,
     survivor_of_a_crash,
     told,
     until_gone,
@@ -449,8 +450,7 @@ def test_a_file_replaced_under_who_waits_for_survivors(lock: Lock) -> None:
             "-t", "second", "-w", "forever", "--", "sh", "-c", "echo ready; read x", stdin=subprocess.PIPE
         )
         until(lambda: "second" in waiting(lock) and is_locked(path), "the second to keep the new one")
-        first.signal(signal.SIGSTOP)
-        until_stopped(first.pid)
+        stop_without(first, places(lock).nested)  # it looks for survivors under that lock, as the second must
     second.until_line("ready")
     first.signal(signal.SIGCONT)
     until(lambda: first.pid in pids_in_kernel_queue(path) or first.popen.poll() is not None, "the first to queue anew")
