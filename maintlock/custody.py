@@ -196,11 +196,19 @@ class _Look:
             return self._verdict("unknown", f"{gone}; the kernel does not show its locks here")
         if self.joined:
             return self._of_joined(gone)
+        loading = self._loading(grant)
+        if loading:
+            detail = f"{gone}; {_at_work(loading, 'in its session')} and loading a program, and may be of its job"
+            return replace(self._verdict("orphaned", detail), is_passing=True)
         return self._free(f"{gone} and left no running process behind; the next request cleans up")
 
     def _survivors(self, grant: Line | None) -> list[Stat]:
         leaders = holder.leaders_of(grant, self.fields) if grant is not None else frozenset()
-        return survivors.find(self.places, grant, leaders, and_ancestors=True)
+        return survivors.find(self.places, grant, leaders, and_ancestors=True, proven=True)
+
+    def _loading(self, grant: Line) -> list[Stat]:
+        """Return who may be of a job, but cannot be asked: it is just becoming another program."""
+        return survivors.find(self.places, grant, holder.leaders_of(grant, self.fields), and_ancestors=True)
 
     def _client_elsewhere(self, grant: Line) -> list[Stat]:
         """Return a coprocess's client that has the lock on a file which was replaced."""

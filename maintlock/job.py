@@ -256,7 +256,7 @@ class Job:
             _send(os.kill, self.pid, number)
 
     def _send_to_all(self, number: int) -> None:
-        members = self.members.living(self.pid)
+        members = self.members.living(self.pid, proven=True)
         if self.status is None:
             main = process.read_stat(self.pid)
             if main is not None and main.pid not in {stat.pid for stat in members}:

@@ -26,14 +26,15 @@ class Members:
         self.is_subreaper = process.become_subreaper()
         self._not_ours = frozenset(_children_before())
 
-    def living(self, main: int) -> list[Stat]:
-        """Return those that keep the lease; `main` is the pid of the job's main process."""
+    def living(self, main: int, *, proven: bool = False) -> list[Stat]:
+        """Return those that keep the lease, or only those proven to; `main` is the pid of the job's main process."""
         found = self.below()
         if not self.is_subreaper and isinstance(self.grant, Lease):
             leaders = leaders_of(self.grant.line, None) | {main}
             known = {stat.pid for stat in found}
             line = self.grant.line
-            found += [stat for stat in survivors.find(self.grant.places, line, leaders) if stat.pid not in known]
+            carrying = survivors.find(self.grant.places, line, leaders, proven=proven)
+            found += [stat for stat in carrying if stat.pid not in known]
         if self.hold_until == "tree":
             return found
         session = self.grant.line.session_id

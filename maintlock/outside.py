@@ -277,7 +277,7 @@ def is_covered(stat: Stat, table: Mapping[int, Stat], places: Places, found: Cus
 
 
 def _is_marked(stat: Stat, places: Places, grant: Line | None) -> bool:
-    environ = process.read_environ(stat)
+    environ = process.read_environ(stat.pid)
     return bool(environ) and survivors.carries(environ or b"", places, grant, stat.sid)
 
 

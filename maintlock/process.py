@@ -340,20 +340,25 @@ def descendants(table: dict[int, Stat], root: int, without: frozenset[int] = fro
     return [found[pid] for pid in sorted(found)]
 
 
-def read_environ(stat: Stat) -> bytes | None:
+def read_environ(pid: int) -> bytes | None:
     """Return the NUL-separated environment of a process; empty while it executes a program, None if not readable."""
-    base = f"{PROC}/{stat.pid}"
+    base = f"{PROC}/{pid}"
+    found = read_bytes(f"{base}/environ", MAX_ENVIRON)
+    if found:
+        return found
     if not has_proc():
-        return _psutil_environ(stat.pid)
+        return _psutil_environ(pid)
+    stat = read_stat(pid)
+    if stat is None:
+        return b""
     if stat.state in "ZXx":  # the leader has ended, its threads have not: they have the environment
         try:
-            threads = [f"{base}/task/{tid}" for tid in os.listdir(f"{base}/task") if tid != str(stat.pid)]
+            threads = [f"{base}/task/{tid}" for tid in os.listdir(f"{base}/task") if tid != str(pid)]
         except OSError as error:
             _note_blindness(error)
             return b""
         return next((found for thread in threads if (found := read_bytes(f"{thread}/environ", MAX_ENVIRON))), b"")
-    found = read_bytes(f"{base}/environ", MAX_ENVIRON)
-    return b"" if found is None and read_stat(stat.pid) is None else found
+    return found
 
 
 def is_executing(pid: int) -> bool:
@@ -376,10 +381,7 @@ def _psutil_environ(pid: int) -> bytes | None:
 
 def environ_value(environ: bytes, name: bytes) -> bytes:
     """Return the value of one variable in a NUL-separated environment, empty where it has none."""
-    for entry in environ.split(b"\0"):
-        if entry.startswith(name + b"="):
-            return entry[len(name) + 1 :]
-    return b""
+    return (b"\0" + environ).partition(b"\0" + name + b"=")[2].partition(b"\0")[0]
 
 
 def send_signal(stat: Stat, number: int) -> bool:

@@ -68,7 +68,8 @@ def read_keepers(places: Places, found: Custody) -> Keepers:
     carrying = _read_carrying(places, found)
     supervised = grant is not None and found.alive is True and grant.mode == "supervised"
     wrapper = process.read_stat(grant.identity.pid) if grant is not None and supervised else None
-    stats = {stat.pid: stat for stat in (*found.members, *survivors.find(places, grant, and_ancestors=True))}
+    carrying_grant = survivors.find(places, grant, and_ancestors=True, proven=True)
+    stats = {stat.pid: stat for stat in (*found.members, *carrying_grant)}
     for pid in carrying:
         stat = process.read_stat(pid)
         if stat is not None and not stat.is_dead and (not supervised or grant is None or stat.sid == grant.session_id):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from maintlock.paths import Places
     from maintlock.process import Stat
 
+PASSES = 2  # a fork may hide a process from one
 LOOKS = 6  # an environment is empty for a moment while its process executes another program
 LOOK_SECONDS = 0.001  # and twice as long at each further look
 
@@ -29,15 +30,16 @@ def find(
     leaders: frozenset[int] = frozenset(),
     *,
     and_ancestors: bool = False,
+    proven: bool = False,
     exempt: Exempt | None = None,
 ) -> list[Stat]:
     """Return the survivors of the last grant: found in one pass or, if that finds none, in a second one.
 
     With no line (empty or bad) they are those of any grant of this lease and state directory. `leaders` are the process
     groups of the job: a process whose environment is not readable counts if it is in one of them. In the job's session, one
-    that is still executing a program after several looks counts too. We ourselves and our ancestors are never survivors
-    to a request of ours, and `exempt` knows afterwards who of them would have been; who only looks wants to see the
-    ancestors too.
+    that is still executing a program after several looks counts too, for it may be of the job; who names or signals what was
+    found wants the `proven` ones only. We ourselves and our ancestors are never survivors to a request of ours, and `exempt`
+    knows afterwards who of them would have been; who only looks wants to see the ancestors too.
 
     Raises:
         UnavailableError: There was no descriptor left to look with.
@@ -46,12 +48,21 @@ def find(
         return []
     exempt = Exempt(and_ancestors=and_ancestors) if exempt is None else exempt
     blind = process.times_blind()
-    found = _one_pass(places, line, leaders, exempt) or _one_pass(places, line, leaders, exempt)
+    cleared: set[int] = set()
+    found: list[Stat] = []
+    for _ in range(PASSES):
+        found, unclear = _one_pass(places, line, leaders, exempt, cleared)
+        if not proven and line is not None and line.hold_until == "session":
+            found += [
+                stat for stat in map(process.read_stat, filter(process.is_executing, unclear)) if stat is not None
+            ]
+        if found:
+            break
     if not found and process.times_blind() != blind:
         raise UnavailableError(
             "whether anything of the last job still works cannot be seen: too many open files; see: ulimit -n"
         )
-    return found
+    return sorted(found, key=lambda stat: stat.pid)
 
 
 class Exempt:
@@ -74,24 +85,31 @@ class Exempt:
     def is_part_of(self, places: Places, line: Line) -> bool:
         """Tell whether one of those who came into question carries this grant, as parts of its job do."""
         stats = [stat for stat in map(process.read_stat, self.met) if stat is not None]
-        return any(carries(process.read_environ(stat) or b"", places, line, stat.sid) for stat in stats)
+        return any(carries(process.read_environ(stat.pid) or b"", places, line, stat.sid) for stat in stats)
 
 
-def _one_pass(places: Places, line: Line | None, leaders: frozenset[int], exempt: Exempt) -> list[Stat]:
-    found, unclear = _sorted_out(places, line, leaders, process.read_pids(), exempt)
+def _one_pass(
+    places: Places, line: Line | None, leaders: frozenset[int], exempt: Exempt, cleared: set[int]
+) -> tuple[list[Stat], list[int]]:
+    """Look at every process that is not `cleared` yet, and add to those who cannot be survivors: who lives keeps its pid."""
+    pids = [pid for pid in process.read_pids() if pid not in cleared]
+    found, unclear = _sorted_out(places, line, leaders, pids, exempt, cleared)
     for look in range(LOOKS):
         if not unclear:
             break
         time.sleep(LOOK_SECONDS * 2**look)
-        more, unclear = _sorted_out(places, line, leaders, unclear, exempt)
+        more, unclear = _sorted_out(places, line, leaders, unclear, exempt, cleared)
         found += more
-    if line is not None and line.hold_until == "session":
-        found += [stat for stat in map(process.read_stat, filter(process.is_executing, unclear)) if stat is not None]
-    return sorted(found, key=lambda stat: stat.pid)
+    return found, unclear
 
 
 def _sorted_out(
-    places: Places, line: Line | None, leaders: frozenset[int], pids: list[int], exempt: Exempt
+    places: Places,
+    line: Line | None,
+    leaders: frozenset[int],
+    pids: list[int],
+    exempt: Exempt,
+    cleared: set[int],
 ) -> tuple[list[Stat], list[int]]:
     """Return those that are survivors, and those whose environment is empty so far."""
     found, unclear = [], []
@@ -101,18 +119,24 @@ def _sorted_out(
             session = os.getsid(pid)  # of nearly all processes, nothing more is asked
         except OSError:
             continue
-        if (wanted is not None and session != wanted) or pid in exempt:
+        if wanted is not None and session != wanted:
+            cleared.add(pid)
+            continue
+        environ = process.read_environ(pid)
+        if environ and not carries(environ, places, line, session):
+            cleared.add(pid)
+            continue
+        if pid in exempt:
             continue
         stat = process.read_stat(pid)
         if stat is None or stat.is_dead or stat.is_kernel_thread:
             continue
-        environ = process.read_environ(stat)
         if environ is None:
             found += [stat] if stat.pgid in leaders else []
-        elif not environ:
-            unclear.append(pid)
-        elif carries(environ, places, line, session):
+        elif environ:
             found.append(stat)
+        else:
+            unclear.append(pid)
     return found, unclear
 
 

@@ -27,6 +27,9 @@ for _number in (
         signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.setsid()  # what the other workers start is none of our jobs, even while it is too early to ask it
+
 IN_CI = os.environ.get("CI") == "true"
 
 settings.register_profile("local", deadline=None)

@@ -184,7 +184,7 @@ class Lock:
         for stat in process.read_table().values():
             if stat.pid == os.getpid() or stat.is_dead:
                 continue
-            if mark in (process.read_environ(stat) or b"").split(b"\0"):
+            if mark in (process.read_environ(stat.pid) or b"").split(b"\0"):
                 found = process.send_signal(stat, signal.SIGKILL) or found
         return found
 

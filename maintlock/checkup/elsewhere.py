@@ -129,7 +129,7 @@ def _read_environments(table: Mapping[int, Stat]) -> Iterable[tuple[int, str]]:
     name = tokens.STATE_DIR.encode()
     exempt = {os.getpid(), *[parent.pid for parent in process.ancestors(os.getpid())]}
     for pid, row in table.items():
-        environ = None if pid in exempt or row.is_dead else process.read_environ(row)
+        environ = None if pid in exempt or row.is_dead else process.read_environ(row.pid)
         value = process.environ_value(environ, name) if environ else b""
         if value and os.path.isabs(value):
             yield pid, os.path.normpath(os.fsdecode(value))

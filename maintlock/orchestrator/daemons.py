@@ -265,7 +265,7 @@ def _find_marked(settings: DaemonSettings, directory: str, *, is_sure: bool) -> 
     leaders = [stat for stat in process.read_table().values() if stat.sid == stat.pid and not stat.is_dead]
     for stat in leaders:
         _await_program(stat.pid)
-    found = [stat for stat in leaders if marks <= {*(process.read_environ(stat) or b"").split(b"\0")}]
+    found = [stat for stat in leaders if marks <= {*(process.read_environ(stat.pid) or b"").split(b"\0")}]
     exact = [stat for stat in found if outside.is_command(outside.read_argv(stat.pid), settings.command)]
     candidates = exact or (found if is_sure else [])
     if not candidates:

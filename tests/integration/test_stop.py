@@ -165,6 +165,21 @@ def test_survivors_are_stopped(lock: Lock) -> None:
     assert_each_grant_ended_once(lock)
 
 
+def test_who_is_just_loading_a_program_is_not_taken_for_a_part(lock: Lock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be asked whether it is of the job, because it is becoming another program, is named and not stopped (L2)."""
+    stranger = lock.start("1000", program="sleep")
+    real_environ, real_executing = process.read_environ, process.is_executing
+    monkeypatch.setattr(process, "read_environ", lambda pid: b"" if pid == stranger.pid else real_environ(pid))
+    monkeypatch.setattr(process, "is_executing", lambda pid: pid == stranger.pid or real_executing(pid))
+    with survivor_of_a_crash(lock, "backup") as survivor:
+        found, keepers = stopping.read_kept(places(lock))
+        assert [stat.pid for stat in found.members] == [stat.pid for stat in keepers.all] == [survivor]
+    found, keepers = stopping.read_kept(places(lock))
+    assert (found.state, found.members, keepers.all) == ("orphaned", (), ())
+    assert found.detail is not None and f"pid {stranger.pid} (sleep)" in found.detail
+    assert "may be of its job" in found.detail
+
+
 def test_a_job_whose_wrapper_was_killed_is_stopped(lock: Lock) -> None:
     """After the wrapper alone was killed, its job carries the lock on, and is stopped."""
     holder = lock.start("-t", "backup", "--", *STUBBORN)

@@ -95,7 +95,7 @@ class Scene:
         mark = f"{ENV_MARK}={self.directory}".encode()
         found = False
         for stat in process.read_table().values():
-            if not stat.is_dead and mark in (process.read_environ(stat) or b"").split(b"\0"):
+            if not stat.is_dead and mark in (process.read_environ(stat.pid) or b"").split(b"\0"):
                 found = process.send_signal(stat, signal.SIGKILL) or found
         return found
 

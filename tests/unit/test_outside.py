@@ -173,20 +173,20 @@ TABLE = {stat.pid: stat for stat in (row(50), row(51, 50), row(52, 51), row(60, 
 )
 def test_who_is_part_of_the_job(monkeypatch: pytest.MonkeyPatch, *, expected: bool, pid: int, found: Custody) -> None:
     """The holder, its job, its descendants and survivors are covered; who left the session, or has no grant, is not."""
-    monkeypatch.setattr(process, "read_environ", lambda stat: b"")
+    monkeypatch.setattr(process, "read_environ", lambda pid: b"")
     assert outside.is_covered(TABLE[pid], TABLE, HERE, found) is expected
 
 
 def test_a_descendant_is_covered_wherever_it_went_under_tree(monkeypatch: pytest.MonkeyPatch) -> None:
     """With `--hold-until tree` a descendant in a session of its own is part of the job too."""
-    monkeypatch.setattr(process, "read_environ", lambda stat: b"")
+    monkeypatch.setattr(process, "read_environ", lambda pid: b"")
     tree = replace(GRANT, hold_until="tree")
     assert outside.is_covered(TABLE[60], TABLE, HERE, Custody(state="held", sidecar="valid", grant=tree))
 
 
 def test_a_loop_of_parents_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """A table torn by pids used again, in which parents form a ring, is walked once."""
-    monkeypatch.setattr(process, "read_environ", lambda stat: b"")
+    monkeypatch.setattr(process, "read_environ", lambda pid: b"")
     ring = {80: row(80, 81), 81: row(81, 80)}
     assert not outside.is_covered(ring[80], ring, HERE, Custody(state="held", sidecar="valid", grant=GRANT))
 

@@ -134,13 +134,13 @@ def test_without_proc_psutil_tells(sleeper: subprocess.Popen[bytes]) -> None:
     assert sleeper.pid in process.read_table()
     stat = process.read_stat(sleeper.pid)
     assert stat is not None
-    environ = until(lambda: process.read_environ(stat), "its environment")
+    environ = until(lambda: process.read_environ(stat.pid), "its environment")
     assert process.environ_value(environ, b"B") == b"x=y"
     sleeper.kill()
     until(lambda: process.is_alive(identity) is False, "the zombie")
     sleeper.wait()
     assert process.is_alive(identity) is False
-    assert process.read_environ(stat) == b""
+    assert process.read_environ(stat.pid) == b""
 
 
 @pytest.mark.usefixtures("no_proc")
@@ -164,7 +164,7 @@ def test_without_anything_nothing_is_guessed(monkeypatch: pytest.MonkeyPatch) ->
 def test_an_environment(sleeper: subprocess.Popen[bytes]) -> None:
     """The environment is the one that the process was started with."""
     stat = until(lambda: process.read_stat(sleeper.pid), "the process")
-    environ = until(lambda: process.read_environ(stat), "its environment")
+    environ = until(lambda: process.read_environ(stat.pid), "its environment")
     assert process.environ_value(environ, b"A") == b"1"
     assert process.environ_value(environ, b"B") == b"x=y"
     assert process.environ_value(environ, b"C") == b""
@@ -180,7 +180,7 @@ def test_a_zombie_whose_threads_work(tmp_path: Path) -> None:
     )
     assert not stat.is_dead
     assert process.is_alive(process.read_identity(probe.pid)) is True
-    assert process.environ_value(process.read_environ(stat) or b"", b"A") == b"1"
+    assert process.environ_value(process.read_environ(stat.pid) or b"", b"A") == b"1"
     probe.popen.kill()
     until_gone(probe.pid)
     probe.end()
