@@ -349,7 +349,7 @@ def read_environ(pid: int) -> bytes | None:
     if not has_proc():
         return _psutil_environ(pid)
     stat = read_stat(pid)
-    if stat is None:
+    if stat is None or stat.is_dead:
         return b""
     if stat.state in "ZXx":  # the leader has ended, its threads have not: they have the environment
         try:

@@ -15,6 +15,8 @@ from maintlock.tokens import HELD, STATE_DIR, parsed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from maintlock.model import Line
     from maintlock.paths import Places
     from maintlock.process import Stat
@@ -46,12 +48,11 @@ def find(
     """
     if line is not None and line.hold_until == "main":
         return []
-    exempt = Exempt(and_ancestors=and_ancestors) if exempt is None else exempt
+    search = _Search(places, line, leaders, Exempt(and_ancestors=and_ancestors) if exempt is None else exempt)
     blind = process.times_blind()
-    cleared: set[int] = set()
     found: list[Stat] = []
     for _ in range(PASSES):
-        found, unclear = _one_pass(places, line, leaders, exempt, cleared)
+        found, unclear = search.one_pass()
         if not proven and line is not None and line.hold_until == "session":
             found += [
                 stat for stat in map(process.read_stat, filter(process.is_executing, unclear)) if stat is not None
@@ -88,56 +89,56 @@ class Exempt:
         return any(carries(process.read_environ(stat.pid) or b"", places, line, stat.sid) for stat in stats)
 
 
-def _one_pass(
-    places: Places, line: Line | None, leaders: frozenset[int], exempt: Exempt, cleared: set[int]
-) -> tuple[list[Stat], list[int]]:
-    """Look at every process that is not `cleared` yet, and add to those who cannot be survivors: who lives keeps its pid."""
-    pids = [pid for pid in process.read_pids() if pid not in cleared]
-    found, unclear = _sorted_out(places, line, leaders, pids, exempt, cleared)
-    for look in range(LOOKS):
-        if not unclear:
-            break
-        time.sleep(LOOK_SECONDS * 2**look)
-        more, unclear = _sorted_out(places, line, leaders, unclear, exempt, cleared)
-        found += more
-    return found, unclear
+class _Search:
+    """Passes over the process table. Who cannot be a survivor is asked once: who lives keeps its pid, and who is new has another."""
 
+    def __init__(self, places: Places, line: Line | None, leaders: frozenset[int], exempt: Exempt) -> None:
+        self.places = places
+        self.line = line
+        self.leaders = leaders
+        self.exempt = exempt
+        self.session = line.session_id if line is not None and line.hold_until == "session" else None
+        self._cleared: set[int] = set()
 
-def _sorted_out(
-    places: Places,
-    line: Line | None,
-    leaders: frozenset[int],
-    pids: list[int],
-    exempt: Exempt,
-    cleared: set[int],
-) -> tuple[list[Stat], list[int]]:
-    """Return those that are survivors, and those whose environment is empty so far."""
-    found, unclear = [], []
-    wanted = line.session_id if line is not None and line.hold_until == "session" else None
-    for pid in pids:
-        try:
-            session = os.getsid(pid)  # of nearly all processes, nothing more is asked
-        except OSError:
-            continue
-        if wanted is not None and session != wanted:
-            cleared.add(pid)
-            continue
-        environ = process.read_environ(pid)
-        if environ and not carries(environ, places, line, session):
-            cleared.add(pid)
-            continue
-        if pid in exempt:
-            continue
-        stat = process.read_stat(pid)
-        if stat is None or stat.is_dead or stat.is_kernel_thread:
-            continue
-        if environ is None:
-            found += [stat] if stat.pgid in leaders else []
-        elif environ:
-            found.append(stat)
-        else:
-            unclear.append(pid)
-    return found, unclear
+    def one_pass(self) -> tuple[list[Stat], list[int]]:
+        """Return the survivors, and those whose environment was empty at every look."""
+        found, unclear = self._sorted_out(pid for pid in process.read_pids() if pid not in self._cleared)
+        for look in range(LOOKS):
+            if not unclear:
+                break
+            time.sleep(LOOK_SECONDS * 2**look)
+            more, unclear = self._sorted_out(unclear)
+            found += more
+        return found, unclear
+
+    def _sorted_out(self, pids: Iterable[int]) -> tuple[list[Stat], list[int]]:
+        """Return the survivors among these, and those whose environment is empty so far."""
+        found, unclear = [], []
+        for pid in pids:
+            try:
+                session = os.getsid(pid)  # of nearly all processes, nothing more is asked
+            except OSError:
+                continue
+            if self.session is not None and session != self.session:
+                self._cleared.add(pid)
+                continue
+            environ = process.read_environ(pid)
+            if environ and not carries(environ, self.places, self.line, session):
+                self._cleared.add(pid)
+                continue
+            stat = process.read_stat(pid)
+            if stat is not None and (stat.is_dead or stat.is_kernel_thread):
+                self._cleared.add(pid)
+                continue
+            if stat is None or pid in self.exempt:
+                continue
+            if environ is None:
+                found += [stat] if stat.pgid in self.leaders else []
+            elif environ:
+                found.append(stat)
+            else:
+                unclear.append(pid)
+        return found, unclear
 
 
 def carries(environ: bytes, places: Places, line: Line | None, session: int) -> bool:
