@@ -28,7 +28,8 @@ _blind = [0]
 class Stat:
     """One row of the process table. `state` is the kernel's letter: R S D T t Z …; `threads` counts the leader too.
 
-    `flags` are those of proc_pid_stat(5), 0 where there is no `/proc`.
+    `flags`, `env_start` and `env_end` are those of proc_pid_stat(5). The last two are addresses; 0 before the process has become
+    the program that it executes, after it has begun to end, and where we may not know or there is no `/proc`.
     """
 
     pid: int
@@ -40,6 +41,8 @@ class Stat:
     threads: int
     start_ticks: int
     flags: int = 0
+    env_start: int = 0
+    env_end: int = 0
 
     @property
     def is_dead(self) -> bool:
@@ -55,6 +58,11 @@ class Stat:
     def is_exiting(self) -> bool:
         """A process closes its files before it stops being there."""
         return bool(self.flags & PF_EXITING)
+
+    @property
+    def has_no_environment(self) -> bool:
+        """It was started with an empty one (`env -i`)."""
+        return 0 < self.env_start == self.env_end
 
     @property
     def is_kernel_thread(self) -> bool:
@@ -174,6 +182,8 @@ def parsed_stat(text: str) -> Stat | None:
             threads=int(fields[17]),
             start_ticks=int(fields[19]),
             flags=int(fields[6]),
+            env_start=int(fields[47]) if len(fields) > 48 else 0,
+            env_end=int(fields[48]) if len(fields) > 48 else 0,
         )
     except (ValueError, IndexError):
         return None
@@ -362,12 +372,12 @@ def read_environ(pid: int) -> bytes | None:
 
 
 def is_executing(pid: int) -> bool:
-    """Tell whether a process is becoming another program: for that long it has no arguments and no environment.
+    """Tell whether a process is becoming another program, which takes long on a busy disk; without `/proc` it is not known.
 
-    The kernel's own threads never have any; without `/proc` it is not known. However long it takes to load a program from
-    a busy disk, one that runs has at least one argument, an empty one (execve(2), since Linux 5.18).
+    Its new memory has no environment yet. The kernel's own threads have no memory, and what ends has given its own back.
     """
-    return all(read_bytes(f"{PROC}/{pid}/{name}") == b"" for name in ("environ", "cmdline"))
+    stat = read_stat(pid) if read_bytes(f"{PROC}/{pid}/environ") == b"" else None
+    return stat is not None and not (stat.env_end or stat.is_exiting or stat.is_kernel_thread or stat.state in "ZXx")
 
 
 def _psutil_environ(pid: int) -> bytes | None:

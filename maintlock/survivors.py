@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from maintlock.process import Stat
 
 PASSES = 2  # a fork may hide a process from one
-LOOKS = 6  # an environment is empty for a moment while its process executes another program
+LOOKS = 8  # an environment is empty while its process executes another program
 LOOK_SECONDS = 0.001  # and twice as long at each further look
 
 
@@ -53,10 +53,8 @@ def find(
     found: list[Stat] = []
     for _ in range(PASSES):
         found, unclear = search.one_pass()
-        if not proven and line is not None and line.hold_until == "session":
-            found += [
-                stat for stat in map(process.read_stat, filter(process.is_executing, unclear)) if stat is not None
-            ]
+        if not proven and search.session is not None:
+            found += [stat for stat in map(process.read_stat, unclear) if stat is not None]
         if found:
             break
     if not found and process.times_blind() != blind:
@@ -127,7 +125,7 @@ class _Search:
                 self._cleared.add(pid)
                 continue
             stat = process.read_stat(pid)
-            if stat is not None and (stat.is_dead or stat.is_kernel_thread):
+            if stat is not None and _is_out_of_question(stat):
                 self._cleared.add(pid)
                 continue
             if stat is None or pid in self.exempt:
@@ -139,6 +137,12 @@ class _Search:
             else:
                 unclear.append(pid)
         return found, unclear
+
+
+def _is_out_of_question(stat: Stat) -> bool:
+    """Tell whether a process is no survivor whatever its environment holds: it works no more, or has none."""
+    is_ending = stat.is_exiting and stat.threads <= 1
+    return stat.is_dead or is_ending or stat.is_kernel_thread or stat.has_no_environment
 
 
 def carries(environ: bytes, places: Places, line: Line | None, session: int) -> bool:

@@ -168,9 +168,8 @@ def test_survivors_are_stopped(lock: Lock) -> None:
 def test_who_is_just_loading_a_program_is_not_taken_for_a_part(lock: Lock, monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot be asked whether it is of the job, because it is becoming another program, is named and not stopped (L2)."""
     stranger = lock.start("1000", program="sleep")
-    real_environ, real_executing = process.read_environ, process.is_executing
-    monkeypatch.setattr(process, "read_environ", lambda pid: b"" if pid == stranger.pid else real_environ(pid))
-    monkeypatch.setattr(process, "is_executing", lambda pid: pid == stranger.pid or real_executing(pid))
+    real = process.read_environ
+    monkeypatch.setattr(process, "read_environ", lambda pid: b"" if pid == stranger.pid else real(pid))
     with survivor_of_a_crash(lock, "backup") as survivor:
         found, keepers = stopping.read_kept(places(lock))
         assert [stat.pid for stat in found.members] == [stat.pid for stat in keepers.all] == [survivor]

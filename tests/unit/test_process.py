@@ -171,6 +171,17 @@ def test_an_environment(sleeper: subprocess.Popen[bytes]) -> None:
     assert process.environ_value(b"AA=1\0A=2\0", b"A") == b"2"
 
 
+def test_no_environment(sleeper: subprocess.Popen[bytes]) -> None:
+    """A process that was started with an empty environment is told from one that has not become its program yet."""
+    with subprocess.Popen(["sh", "-c", "echo; read x"], env={}, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as bare:
+        assert bare.stdout is not None and bare.stdout.readline() == b"\n"
+        stats = [until(lambda pid=pid: process.read_stat(pid), "the process") for pid in (bare.pid, sleeper.pid)]
+        assert [stat.has_no_environment for stat in stats] == [True, False]
+        assert process.read_environ(bare.pid) == b""
+        assert not process.is_executing(bare.pid)
+        bare.communicate()
+
+
 def test_a_zombie_whose_threads_work(tmp_path: Path) -> None:
     """A process whose main thread has ended shows as zombie, is not dead, and its environment is still found."""
     probe = Running([sys.executable, str(PROBES / "leader_gone.py")], {**os.environ, "A": "1"}, stdin=subprocess.PIPE)

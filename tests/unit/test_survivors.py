@@ -103,13 +103,11 @@ def test_session_zero(spawn: Spawn, monkeypatch: pytest.MonkeyPatch, record: Lin
 
     def read_stat(pid: int) -> process.Stat | None:
         stat = real_stat(pid)
-        return replace(stat, sid=0, flags=process.PF_KTHREAD) if stat is not None and pid == thread.pid else stat
+        is_it = stat is not None and pid == thread.pid
+        return replace(stat, sid=0, flags=process.PF_KTHREAD, env_start=0, env_end=0) if is_it else stat
 
     monkeypatch.setattr(os, "getsid", lambda pid: 0 if pid in {here.pid, thread.pid} else real_session(pid))
     monkeypatch.setattr(process, "read_stat", read_stat)
-    monkeypatch.setattr(
-        process, "is_executing", lambda pid: pid == thread.pid
-    )  # it has neither environment nor arguments
     assert found(record) == {here.pid}
 
 
@@ -160,13 +158,26 @@ def test_who_is_executing_is_looked_at_again(spawn: Spawn, monkeypatch: pytest.M
 def test_who_takes_long_to_execute_counts(spawn: Spawn, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the job's session, a program that a busy disk has not loaded after all looks counts; one with no environment does not."""
     slow, bare = spawn(carrying(), start_new_session=True), spawn({}, start_new_session=True)
-    real_environ, real_executing = process.read_environ, process.is_executing
+    real_environ = process.read_environ
     monkeypatch.setattr(process, "read_environ", lambda pid: b"" if pid == slow.pid else real_environ(pid))
-    monkeypatch.setattr(process, "is_executing", lambda pid: pid == slow.pid or real_executing(pid))
     assert process.read_environ(bare.pid) == b""
     assert [found(line_of(session_id=one.pid)) for one in (slow, bare)] == [{slow.pid}, set()]
     assert survivors.find(PLACES, line_of(session_id=slow.pid), proven=True) == []  # it may be anybody's
     assert found(line_of("tree", session_id=slow.pid)) == set()
+
+
+def test_a_process_that_takes_long_to_end_is_none(spawn: Spawn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has given its memory back and is still there, because a busy machine has not come to its end, works no more."""
+    ending = spawn({}, start_new_session=True)
+    real = process.read_stat
+
+    def read_stat(pid: int) -> process.Stat | None:
+        stat = real(pid)
+        is_it = stat is not None and pid == ending.pid
+        return replace(stat, flags=stat.flags | process.PF_EXITING, env_start=0, env_end=0) if is_it else stat
+
+    monkeypatch.setattr(process, "read_stat", read_stat)
+    assert found(line_of(session_id=ending.pid)) == set()
 
 
 def test_a_process_that_keeps_executing_is_found(spawn: Spawn, tmp_path: Path) -> None:
