@@ -360,9 +360,21 @@ def is_executing(pid: int) -> bool:
     """Tell whether a process is becoming another program: for that long it has no arguments and no environment.
 
     The kernel's own threads never have any; without `/proc` it is not known. However long it takes to load a program from
-    a busy disk, one that runs has at least one argument, an empty one (execve(2), since Linux 5.18).
+    a busy disk, one that runs has at least one argument, an empty one (execve(2), since Linux 5.18). One that ends has given
+    them back too before it stops being there, and becomes nothing any more.
     """
-    return all(read_bytes(f"{PROC}/{pid}/{name}") == b"" for name in ("environ", "cmdline"))
+    is_empty = all(read_bytes(f"{PROC}/{pid}/{name}") == b"" for name in ("environ", "cmdline"))
+    return is_empty and not _is_ending(pid)
+
+
+def _is_ending(pid: int) -> bool:
+    """Tell whether a process is on its way to its end, with all its threads, or has arrived there."""
+    try:
+        threads = [read_stat(int(name)) for name in os.listdir(f"{PROC}/{pid}/task")]
+    except OSError as error:
+        _note_blindness(error)
+        return True
+    return all(stat is None or stat.is_exiting for stat in threads)
 
 
 def _psutil_environ(pid: int) -> bytes | None:

@@ -172,6 +172,28 @@ def test_who_takes_long_to_execute_counts(spawn: Spawn, monkeypatch: pytest.Monk
     assert found(line_of("tree", session_id=slow.pid)) == set()
 
 
+def test_who_takes_long_to_end_does_not_count(spawn: Spawn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that ends has no environment before it is gone, as one that executes; it becomes nothing that works."""
+    here = spawn({"PATH": os.environ["PATH"]}, start_new_session=True)
+    base, real, flags = f"/proc/{here.pid}", process.read_bytes, [0]
+
+    def read(path: str, limit: int = 65536) -> bytes | None:
+        content = real(path, limit)
+        if path in {f"{base}/environ", f"{base}/cmdline"}:
+            return b""
+        if path != f"{base}/stat" or content is None:
+            return content
+        left, _, right = content.rpartition(b")")
+        fields = right.split()
+        fields[6] = b"%d" % (int(fields[6]) | flags[0])
+        return b") ".join([left, b" ".join(fields)])
+
+    monkeypatch.setattr(process, "read_bytes", read)
+    assert found(line_of(session_id=here.pid)) == {here.pid}
+    flags[0] = process.PF_EXITING
+    assert found(line_of(session_id=here.pid)) == set()
+
+
 def test_a_process_that_keeps_executing_is_found(spawn: Spawn, tmp_path: Path) -> None:
     """A job that does nothing but execute itself anew is found at every look."""
     (tmp_path / "again").write_text('exec sh "$0"\n')
