@@ -34,6 +34,12 @@ settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if IN_CI else "local")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each of several workers a session: what is left of a job is looked for in the job's, where nobody else may be."""
+    if hasattr(config, "workerinput"):
+        os.setsid()
+
+
 def require_tool(name: str) -> str:
     """Return the path of a program that a test drives; without it skip the test, in CI fail it."""
     path = shutil.which(name)
