@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from maintlock import custody, events, pending, process
+from maintlock import custody, events, pending
 from maintlock import stop as stopping
 from maintlock.times import rfc3339
 from tests.protocol import (
@@ -28,12 +28,13 @@ from tests.protocol import (
     places,
     survivor_of_a_crash,
     told,
+    until_asleep,
     until_gone,
     until_queued,
     waiting,
 )
 from tests.support import MAINTLOCK, PATIENCE_SECONDS, Lock, Running, lock_in, until
-from tests.terminal import Opened, session, state
+from tests.terminal import CTRL_C, CTRL_D, Opened, session, state
 
 # On a busy machine a wrapper may need longer than it is given to put the end on record, and would be killed.
 PATIENT_STOP = f"""
@@ -74,16 +75,6 @@ def assert_free(lock: Lock) -> None:
 def is_asleep(pid: int) -> bool:
     """Tell whether a process works on: it sleeps, or waits for something to read."""
     return state(pid) == "S"
-
-
-def until_it_sleeps(daemon: int) -> None:
-    """Return when the daemon has its own session, has become `sleep`, and sleeps."""
-
-    def is_daemon() -> bool:
-        stat = process.read_stat(daemon)
-        return stat is not None and (stat.name, stat.state, stat.sid) == ("sleep", "S", daemon)
-
-    until(is_daemon, "the daemon to sleep in a session of its own")
 
 
 # What is stopped
@@ -183,7 +174,7 @@ def test_a_daemon_with_a_leaked_descriptor_is_stopped(lock: Lock) -> None:
     """A daemon in a session of its own that alone carries the lock of a killed job is ended, for it keeps the lease."""
     holder = lock.start("-t", "backup", "--", "sh", "-c", DAEMON, stdin=subprocess.PIPE)
     daemon = int(holder.until_line("ready").split()[1])
-    until_it_sleeps(daemon)
+    until_asleep(daemon)
     crash(holder, until(lambda: lock.sidecar()["job_pid"], "the job"))
     try:
         found = lock.status()
@@ -199,13 +190,13 @@ def test_a_daemon_beside_a_living_job_is_left_alone(lock: Lock) -> None:
     """A daemon that left the session is none of the job, and works on when that is stopped (L2)."""
     holder = lock.start("-t", "backup", "--", "sh", "-c", DAEMON, stdin=subprocess.PIPE)
     daemon = int(holder.until_line("ready").split()[1])
-    until_it_sleeps(daemon)
+    until_asleep(daemon)
     try:
         done = stop(lock)
         assert_stopped(done, "backup")
         assert str(daemon) not in done.stdout
         holder.popen.wait()
-        assert is_asleep(daemon)
+        until(lambda: is_asleep(daemon), "it to work on")
     finally:
         kill(daemon)
     assert_free(lock)
@@ -299,30 +290,19 @@ def test_without_a_terminal_it_wants_yes(lock: Lock) -> None:
     assert told(lock, event="stop_requested") == []
 
 
-@pytest.mark.parametrize(("answer", "code"), [("n", 1), ("", 1), ("y", 0), ("yes", 0)])
-def test_on_a_terminal_it_asks(lock: Lock, open_shell: Opened, answer: str, code: int) -> None:
-    """On a terminal it names the job and its processes, and stops them only for a yes."""
+def test_on_a_terminal_it_asks(lock: Lock, open_shell: Opened) -> None:
+    """On a terminal it names the job and its processes, and stops them only for a yes; Ctrl-D and Ctrl-C leave the question."""
     holder = lock.hold("backup", script="echo ready; exec sleep 1000")
     terminal = open_shell()
-    terminal.press("maintlock stop --grace 1h\n")
-    assert "stop backup: " in terminal.until("[y/N] ")
-    terminal.press(answer + "\n")
-    assert terminal.prompt()[0] == code
-    assert (holder.popen.wait() if code == 0 else holder.popen.poll()) == (143 if code == 0 else None)
-
-
-@pytest.mark.parametrize(("key", "code"), [("\x04", 1), ("\x03", 130)])
-def test_the_question_may_be_left(lock: Lock, open_shell: Opened, key: str, code: int) -> None:
-    """Ctrl-D and Ctrl-C at the question stop nothing."""
-    holder = lock.hold("backup")
-    terminal = open_shell()
-    terminal.press("maintlock stop\n")
-    terminal.until("[y/N] ")
-    until(lambda: [state(pid) for pid in session(terminal.popen.pid)] == ["S", "S"], "it to read")
-    terminal.press(key)
-    assert terminal.prompt()[0] == code
+    for answer, code in (("n\n", 1), ("\n", 1), (CTRL_D, 1), (CTRL_C, 130), ("yes\n", 0)):
+        terminal.press("maintlock stop --grace 1h\n")
+        assert "stop backup: " in terminal.until("[y/N] ")
+        until(lambda: [state(pid) for pid in session(terminal.popen.pid)] == ["S", "S"], "it to read")
+        assert holder.popen.poll() is None
+        terminal.press(answer)
+        assert terminal.prompt()[0] == code
+    assert holder.popen.wait() == 143
     assert "internal error" not in terminal.transcript
-    assert holder.popen.poll() is None
 
 
 def test_waiters_are_left_alone(lock: Lock) -> None:
@@ -355,7 +335,7 @@ def test_another_directorys_jobs_are_not_touched(lock: Lock, tmp_path: Path, how
     with lock_in(tmp_path / "other" / "state") as other:
         foreign = other.start("-t", "backup", "--", "sh", "-c", DAEMON, stdin=subprocess.PIPE)
         daemon = int(foreign.until_line("ready").split()[1])
-        until_it_sleeps(daemon)
+        until_asleep(daemon)
         job = until(lambda: other.sidecar()["job_pid"], "the job")
         if how != "held":
             crash(foreign, *([job] if how == "leaked" else []))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,8 +95,8 @@ def test_a_job_that_survives_ctrl_c_lets_the_loop_go_on(open_shell: Opened, lock
     """A job that takes Ctrl-C as a wish to finish, and exits with 0, has completed, and the loop goes on."""
     terminal = open_shell(shell, guard)
     terminal.press(
-        'for i in 1 2; do $G $PY -c \'import signal,sys;signal.signal(2,lambda *_:(print("do""ne"),sys.exit(0)));'
-        'print("rea""dy",flush=True);signal.pause()\'; done\n'
+        "for i in 1 2; do $G $PY -c 'import signal;signal.pthread_sigmask(signal.SIG_BLOCK,{2});"
+        'print("rea""dy",flush=True);signal.sigwait({2});print("do""ne")\'; done\n'
     )
     for _ in range(2):
         terminal.until("ready")
@@ -146,8 +147,8 @@ def test_ctrl_c_while_we_wait_for_leftovers(open_shell: Opened, lock: Lock) -> N
     program = 'import signal; signal.signal(2, signal.SIG_DFL); print("rea""dy", flush=True); signal.pause()'
     terminal.run(f"left() {{ $PY -c '{program}'; }}; export -f left")
     terminal.press("for i in 1 2 3; do $G bash -c 'left &'; done\n")
-    terminal.until("ready")
-    terminal.until("the lease is kept until")
+    kept = "the lease is kept until"  # said a second after the job's end, when the other may still be about to begin
+    terminal.until(re.compile(f"ready.*{kept}|{kept}.*ready", re.DOTALL))
     terminal.press(CTRL_C)
     status, seen = terminal.prompt()
     assert (status, "ready" in seen) == (130, False)
@@ -362,7 +363,7 @@ def test_a_job_reads_from_the_terminal(open_shell: Opened, shell: str, guard: st
     terminal.press("one\ntwo\n" + CTRL_D)
     seen = terminal.prompt()
     assert seen[0] == 0
-    assert "sed: one\r\nsed: two\r\n" in seen[1]
+    assert re.findall(r"sed: (\w+)\r\n", seen[1]) == ["one", "two"]  # the echo of a key may come in between
 
 
 @both
