@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -42,6 +45,18 @@ import sys
 from maintlock import cli, stop
 stop.WRAPPER_SECONDS = stop.AFTER_KILL_SECONDS = {PATIENCE_SECONDS}
 sys.exit(cli.main(["stop", *sys.argv[1:]]))
+"""
+# Its end is on record, and it has no processor before it frees the lock.
+LATE = """
+import os, time
+from maintlock.lease import Lease
+remove = Lease._remove_sidecar
+def late(self):
+    open({here!r}, "w").close()
+    while not os.path.exists({go!r}):
+        time.sleep(0.005)
+    remove(self)
+Lease._remove_sidecar = late
 """
 STUBBORN = (PYTHON, str(PROBES / "stubborn.py"))
 DAEMON = "setsid sleep 1000 & echo ready $!; read x"
@@ -116,6 +131,25 @@ def test_a_job_has_its_grace(lock: Lock) -> None:
     assert (code, out) == (3, "cleaned\n")
     assert stopping.end()[0] == 0
     assert ends(lock) == [("backup", "released", "stopped")]
+
+
+def test_it_is_stopped_when_the_lock_is_free(lock: Lock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for the lock beyond the end on record: who asks as soon as it says so gets the lease."""
+    here, go, looks = tmp_path / "here", tmp_path / "go", itertools.count()
+    patch = LATE.format(here=str(here), go=str(go))
+    job = ("sh", "-c", "echo ready; exec sleep 1000")
+    holder = lock.start(str(PROBES / "patched_wrap.py"), patch, "-t", "backup", "--", *job, program=PYTHON)
+    holder.until_line("ready")
+
+    def sleep(seconds: float) -> None:
+        if here.exists() and next(looks) == 2:
+            go.touch()
+        time.sleep(seconds)
+
+    monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=time.monotonic, time=time.time, sleep=sleep))
+    assert stopping.stop(places(lock), line_of(lock).lease_id, grace_seconds=3600)
+    assert go.exists() and not is_locked(places(lock).lock)
+    assert holder.end()[0] == 143
 
 
 def test_joined_jobs_and_groups_of_their_own_are_stopped(lock: Lock) -> None:
@@ -437,8 +471,6 @@ def test_somebody_is_starved(lock: Lock, task: str, hours: int, code: int) -> No
 
     Nor is one that nothing schedules and nobody has started for a day.
     """
-    import time
-
     lock.wrap("-t", "backup", "--", "true")
     at = time.time() - hours * 3600
     deferred = events.new("deferred", at=at, lease=LEASE, task=task, reason_code="lease-held", blocked_by="backup")
