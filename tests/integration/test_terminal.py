@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.protocol import told, until_queued
-from tests.support import Lock, until
+from tests.support import Lock, is_stopped, until
 from tests.terminal import (
     CTRL_BACKSLASH,
     CTRL_C,
@@ -277,6 +277,59 @@ def test_a_job_that_stops_itself_gives_the_prompt_back(open_shell: Opened, guard
         terminal.until("again")
     terminal.press("q")
     assert terminal.prompt()[0] == 3
+
+
+# Once continued, it has no processor until the test says so; its turns, and what it passes on to its job, are on record.
+LATE = """
+import os, time
+from maintlock.job import Job
+from maintlock.signals import Signals
+stop, turn, pass_on, stops = Signals.stop, Job._turn, Job._pass_on, []
+def late(self, *arguments, **options):
+    stop(self, *arguments, **options)
+    stops.append(1)
+    while not os.path.exists(f"go{len(stops)}"):
+        time.sleep(0.005)
+def note(text):
+    with open("noted", "a") as file:
+        print(text, file=file)
+def noted_turn(self, at_most):
+    note("turn")
+    turn(self, at_most)
+def noted_pass(self, number):
+    note(f"passed {number}")
+    pass_on(self, number)
+Signals.stop, Job._turn, Job._pass_on = late, noted_turn, noted_pass
+"""
+
+
+def test_a_job_that_stops_itself_anew_before_we_go_on(open_shell: Opened, lock: Lock, tmp_path: Path) -> None:
+    """The CONT of an `fg` after which the job has stopped once more does not undo a later stop."""
+
+    def noted() -> list[str]:
+        return (tmp_path / "noted").read_text().splitlines()
+
+    (tmp_path / "late").write_text(LATE)
+    terminal = open_shell("bash", '$PY $P/patched_wrap.py "$(cat late)" -t x --')
+    terminal.press('eval "$G $PY $P/tty_stops_itself.py"\n')
+    terminal.until("ready")
+    job = until(lambda: lock.sidecar()["job_pid"], "the job")
+    terminal.suspend()
+    terminal.press("fg\n")
+    terminal.until("again")
+    terminal.press(CTRL_Z)
+    until(lambda: is_stopped(job), "the job to stop anew")
+    (tmp_path / "go1").touch()
+    until(lambda: is_stopped(lock.sidecar()["pid"]), "the wrapper to stop anew")
+    turns = len(noted())
+    terminal.press("fg\n")
+    terminal.until("again")
+    (tmp_path / "go2").touch()
+    until(lambda: len(noted()) >= turns + 2, "the wrapper to have heard of its signals")
+    terminal.press("q")
+    while terminal.prompt()[0] != 3:
+        pass  # a prompt from before
+    assert set(noted()) == {"turn"}
 
 
 @both
