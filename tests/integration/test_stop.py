@@ -280,8 +280,7 @@ def replaced(path: Path) -> None:
     path.touch(mode=0o600)
 
 
-@pytest.mark.parametrize("replace", [Path.unlink, replaced])
-@pytest.mark.parametrize("kind", ["wrap", "library"])
+@pytest.mark.parametrize(("kind", "replace"), [("wrap", replaced), ("library", Path.unlink)])
 def test_the_holder_of_a_replaced_file_is_stopped(lock: Lock, kind: str, replace: Callable[[Path], None]) -> None:
     """A holder whose lock file was removed or replaced still counts, and is ended."""
     sleep = "echo ready; exec sleep 1000"
