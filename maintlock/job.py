@@ -208,8 +208,16 @@ class Job:
             self.by_terminal |= {signals.INT, signals.QUIT}
             self._send_to_all(signals.CONT)
         else:
+            if self.shares_group:
+                self._forget_cont()
             self.watch.stop(number, whole_group=not self.shares_group and (is_about_terminal or self.gave_terminal))
             self.was_continued = self._was_continued_too()
+
+    def _forget_cont(self) -> None:
+        """Handle what has come except CONT, which is older than the job's stop: passed on later, it would undo the next one."""
+        for number in self.watch.wait(0):
+            if number != signals.CONT:
+                self._on_signal(number)
 
     def _was_continued_too(self) -> bool:
         """Tell whether the shell continued the job along with us; passed on, its CONT might come after the next Ctrl-Z."""

@@ -128,6 +128,8 @@ class Signals:
         Raises:
             Interrupted: A signal that ends us has come.
         """
+        if flock.try_lock(fd, shared=shared):
+            return True  # on a busy machine a thread may not have come to it before the deadline
         waiter = self.lock_in_thread(fd, shared=shared)
         try:
             while not waiter.outcome:

@@ -22,6 +22,7 @@ from maintlock.naming import named
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
+    from collections.abc import Iterable
 
     from maintlock.custody import Custody
     from maintlock.locktable import Carried
@@ -120,14 +121,18 @@ def stop(places: Places, stopped: str | None, *, grace_seconds: float) -> bool:
     if _is_over(found, stopped):
         return True
     _record(places, found)
+    asked = keepers.all
     for stat in (keepers.wrapper,) if keepers.wrapper is not None else keepers.others:
         process.send_signal(stat, signals.TERM)
         process.send_signal(stat, signals.CONT)
     kill_at = time.monotonic() + grace_seconds
     while time.monotonic() < kill_at + AFTER_KILL_SECONDS:
         time.sleep(LOOK_SECONDS)
-        if _is_over(custody.read_custody(places), stopped):
-            return True
+        found = custody.read_custody(places)
+        if _is_over(found, stopped):
+            if found.state == "free" or found.grant is not None or not _is_carried(places, asked):
+                return True
+            continue  # the end is on record before the lock is free, and who asks in between would be refused
         if time.monotonic() >= kill_at:  # who is to be killed is proven anew
             found, keepers = read_kept(places)
             if _is_over(found, stopped):
@@ -139,6 +144,11 @@ def stop(places: Places, stopped: str | None, *, grace_seconds: float) -> bool:
 def _is_over(found: Custody, lease_id: str | None) -> bool:
     """Tell whether a grant keeps the lease no more."""
     return found.state == "free" or _lease_id(found) != lease_id
+
+
+def _is_carried(places: Places, stats: Iterable[Stat]) -> bool:
+    """Tell whether one of these has the lock."""
+    return any(locktable.read_carried(stat.pid, places.lock) for stat in stats)
 
 
 def _lease_id(found: Custody) -> str | None:

@@ -27,14 +27,17 @@ for _number in (
         signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.setsid()  # what the other workers start is none of our jobs, even while it is too early to ask it
-
 IN_CI = os.environ.get("CI") == "true"
 
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if IN_CI else "local")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each of several workers a session: what is left of a job is looked for in the job's, where nobody else may be."""
+    if hasattr(config, "workerinput"):
+        os.setsid()
 
 
 def require_tool(name: str) -> str:

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from maintlock import process
-from tests.support import WRAP, Lock, Running, until
+from tests.support import PATIENCE_SECONDS, WRAP, Lock, Running, until
 
+# Each command line by a process of its own, but of an interpreter that has already begun.
+EACH = """
+import json, os, sys
+from maintlock.wrap import main
+for argv in json.load(sys.stdin):
+    said, says = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.dup2(says, 2)
+            os._exit(main(argv))
+        finally:
+            os._exit(255)
+    os.close(says)
+    with open(said, "rb") as file:
+        text = file.read()
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), text.decode("utf-8", "backslashreplace")]))
+"""
 PROBES = Path(__file__).resolve().parent / "probes"
 SIGNALS = str(PROBES / "signals.py")
 
@@ -35,6 +55,15 @@ class Headless(Lock):
     def patched(self, patch: str, *arguments: str, **options: Any) -> Running:
         """Start `maintlock-wrap` after `patch`, Python that takes something away from it."""
         return self.start(str(PROBES / "patched_wrap.py"), patch, *arguments, program=sys.executable, **options)
+
+    def wrap_each(self, lines: Sequence[Sequence[str]], **options: Any) -> Iterator[tuple[Sequence[str], int, str]]:
+        """Run `maintlock-wrap` with one command line after the other; give each with its exit code and what was said."""
+        done = subprocess.run(
+            [sys.executable, "-c", EACH], input=json.dumps(lines), env=self.env(), capture_output=True, text=True,
+            timeout=PATIENCE_SECONDS, start_new_session=True, check=True, **options,
+        )  # fmt: skip
+        for line, (code, said) in zip(lines, map(json.loads, done.stdout.splitlines()), strict=True):
+            yield line, code, said
 
     def signals(self, *options: str, exit_on: str = "", **more: Any) -> Running:
         """Start the probe that says which signals it gets, as a job, and return when it is ready."""

@@ -130,6 +130,16 @@ def until_queued(lock: Lock, running: Running, lease: str = LEASE) -> None:
     until(lambda: running.pid in pids_in_kernel_queue(places(lock, lease).lock), f"pid {running.pid} to wait")
 
 
+def until_asleep(daemon: int) -> None:
+    """Return when a daemon has its own session, has become `sleep`, and sleeps: while it executes, it has no environment."""
+
+    def is_daemon() -> bool:
+        stat = process.read_stat(daemon)
+        return stat is not None and (stat.name, stat.state, stat.sid) == ("sleep", "S", daemon)
+
+    until(is_daemon, "the daemon to sleep in a session of its own")
+
+
 def until_gone(pid: int) -> None:
     """Return when a process works no more."""
 

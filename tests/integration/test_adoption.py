@@ -15,7 +15,7 @@ from maintlock.orchestrator import record
 from maintlock.orchestrator.instance import Instance
 from maintlock.orchestrator.loop import Orchestrator
 from tests.orchestrated import Orchestration, outsider
-from tests.support import BIN, until
+from tests.support import BIN, PATIENCE_SECONDS, until
 
 EXPORTER = str(BIN / "maintlock-exporter")
 
@@ -23,7 +23,11 @@ EXPORTER = str(BIN / "maintlock-exporter")
 def metric(o: Orchestration, name: str, **labels: str) -> float:
     """Return one sample of `maintlock-exporter --once`."""
     done = subprocess.run(
-        [EXPORTER, "--once", "--config", str(o.config)], env=o.lock.env(), capture_output=True, text=True, timeout=30
+        [EXPORTER, "--once", "--config", str(o.config)],
+        env=o.lock.env(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
     )
     assert done.returncode == 0, done.stderr
     for line in done.stdout.splitlines():
@@ -121,7 +125,7 @@ def test_a_script_that_asks_itself_is_none(o: Orchestration) -> None:
     o.let_go("kbSync")
     by_hand.until_line("ready")
     o.passes()
-    assert by_hand.popen.communicate(timeout=30)[0] == b""
+    assert by_hand.popen.communicate(timeout=PATIENCE_SECONDS)[0] == b""
     o.passes()
     assert o.stop(running) == 0
     assert [line for line in o.logged() if line["level"] != "INFO"] == []
@@ -164,8 +168,9 @@ def test_jobs_are_adopted(o: Orchestration) -> None:
 def test_how_an_adopted_job_ended(o: Orchestration) -> None:
     """With what an adopted job has ended is told as its wrapper has left it on record, and nothing is made up (R8)."""
     o.configure(o.task("kbSync", ends=f'read x < "{o.gate("kbSync")}"; (exit 254)'))
-    o.stop(o.start(), signal.SIGTERM)
-    o.until_began("kbSync")
+    running = o.start()
+    o.until_began("kbSync")  # the first pass may still be looking around
+    o.stop(running, signal.SIGTERM)
     running = o.start()
     o.let_go("kbSync")
     line = o.until_logged("task_ended", task="kbSync")
@@ -283,7 +288,7 @@ def test_a_manual_start_in_between(o: Orchestration) -> None:
     assert [row["blocked_by"] for row in o.lock.history(event="deferred")] == ["by-hand"]
     assert o.health(0)["tasks"]["kbSync"]["state"] == "deferred"
     assert o.lock.history(outcome="failed") == []
-    held[0].popen.communicate(timeout=20)
+    held[0].popen.communicate(timeout=PATIENCE_SECONDS)
     until(lambda: found.run_pass() or o.began("kbSync"))
     until(lambda: found.tend() or not found.jobs.running)
     found.ledger.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import signal
@@ -31,6 +30,7 @@ from tests.protocol import (
     places,
     survivor_of_a_crash,
     told,
+    until_asleep,
     until_gone,
     until_queued,
 )
@@ -174,11 +174,6 @@ def test_the_descriptor_holds_the_lease(lock: Lock) -> None:
     assert ends(lock) == [("backup", "stale_cleaned", "lost"), ("waiter", "released", "completed")]
 
 
-def leads_a_session(pid: int) -> bool:
-    """Tell whether a process has made a session of its own."""
-    return os.getsid(pid) == pid
-
-
 def test_a_sibling_that_left_the_session_does_not_hold_it(lock: Lock) -> None:
     """What made a session of its own before the crash has left the job, and with `--hold-until tree` it has not."""
     for hold_until, code in (("session", 0), ("tree", 9)):
@@ -189,7 +184,7 @@ def test_a_sibling_that_left_the_session_does_not_hold_it(lock: Lock) -> None:
         daemon = int(holder.until_line("ready").split()[1])
         job = until(lambda: lock.sidecar()["job_pid"], "the job")
         try:
-            until(functools.partial(leads_a_session, daemon), "a session of its own")
+            until_asleep(daemon)
             crash(holder, job)
             assert lock.wrap("-t", "next", "-E", "9", "--", "true").returncode == code
         finally:

@@ -34,6 +34,16 @@ from tests.protocol import (
 )
 from tests.support import Lock, Running, until, until_stopped
 
+# Its thread, which is to wait for the lock, begins and then has no processor.
+LATE = """
+import time
+from maintlock.signals import Waiter
+def late(self):
+    self.is_begun = True
+    time.sleep(3600)
+Waiter.run = late
+"""
+
 
 def queue_up(lock: Lock, task: str, wait: str = "forever", script: str = "true") -> Running:
     """Start a waiter, and return when it waits in the kernel's queue."""
@@ -123,7 +133,7 @@ def test_an_attempt_gives_way_to_a_waiter_that_was_just_woken(lock: Lock) -> Non
 
 
 def test_a_stopped_waiter_blocks_nobody(lock: Lock) -> None:
-    """A waiter that is stopped is passed over by waiters and by attempts, and gets its turn once it goes on."""
+    """A waiter that is stopped is passed over by waiters and attempts, slow ones too, and gets its turn once it goes on."""
     holder = lock.hold()
     stopped = queue_up(lock, "stopped")
     second = queue_up(lock, "second")
@@ -134,10 +144,12 @@ def test_a_stopped_waiter_blocks_nobody(lock: Lock) -> None:
     assert lock.wrap("-t", "attempt", "--", "echo", "ran").stdout == "ran\n"
     assert lock.wrap("-t", "attempt", "-w", "0", "--", "echo", "ran").stdout == "ran\n"
     assert lock.wrap("-t", "attempt", "-w", "1h", "--", "echo", "ran").stdout == "ran\n"
+    late = lock.start(str(PROBES / "patched_wrap.py"), LATE, "-t", "attempt", "--", "echo", "ran", program=PYTHON)
+    assert late.end() == (0, "ran\n", "")
     assert waiting(lock) == ["stopped"]
     stopped.signal(signal.SIGCONT)
     assert stopped.end()[0] == 0
-    assert [row["task"] for row in told(lock, event="acquired")] == ["holder", "second", *["attempt"] * 3, "stopped"]
+    assert [row["task"] for row in told(lock, event="acquired")] == ["holder", "second", *["attempt"] * 4, "stopped"]
 
 
 def test_who_was_stopped_while_asking_blocks_nobody(lock: Lock) -> None:

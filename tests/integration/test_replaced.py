@@ -68,8 +68,14 @@ def library_holder(lock: Lock, task: str) -> Running:
     return running
 
 
-@pytest.mark.parametrize("replace", [removed, recreated, moved, copied])
-@pytest.mark.parametrize("kind", ["wrap", "library"])
+@pytest.mark.parametrize(
+    ("kind", "replace"),
+    [
+        *(("wrap", replace) for replace in (removed, recreated, moved, copied)),
+        ("library", removed),
+        ("library", copied),
+    ],
+)
 def test_it_stays_held(lock: Lock, replace: Callable[[Path], None], kind: str) -> None:
     """Whatever was done to the lock file, its living holder still has the lease (R1), and what happened is a collision."""
     holder = lock.hold("backup") if kind == "wrap" else library_holder(lock, "backup")

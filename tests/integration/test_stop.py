@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from maintlock import custody, events, pending, process
+from maintlock import custody, events, pending
 from maintlock import stop as stopping
 from maintlock.times import rfc3339
 from tests.protocol import (
@@ -28,12 +31,13 @@ from tests.protocol import (
     places,
     survivor_of_a_crash,
     told,
+    until_asleep,
     until_gone,
     until_queued,
     waiting,
 )
 from tests.support import MAINTLOCK, PATIENCE_SECONDS, Lock, Running, lock_in, until
-from tests.terminal import Opened, session, state
+from tests.terminal import CTRL_C, CTRL_D, Opened, session, state
 
 # On a busy machine a wrapper may need longer than it is given to put the end on record, and would be killed.
 PATIENT_STOP = f"""
@@ -41,6 +45,18 @@ import sys
 from maintlock import cli, stop
 stop.WRAPPER_SECONDS = stop.AFTER_KILL_SECONDS = {PATIENCE_SECONDS}
 sys.exit(cli.main(["stop", *sys.argv[1:]]))
+"""
+# Its end is on record, and it has no processor before it frees the lock.
+LATE = """
+import os, time
+from maintlock.lease import Lease
+remove = Lease._remove_sidecar
+def late(self):
+    open({here!r}, "w").close()
+    while not os.path.exists({go!r}):
+        time.sleep(0.005)
+    remove(self)
+Lease._remove_sidecar = late
 """
 STUBBORN = (PYTHON, str(PROBES / "stubborn.py"))
 DAEMON = "setsid sleep 1000 & echo ready $!; read x"
@@ -74,16 +90,6 @@ def assert_free(lock: Lock) -> None:
 def is_asleep(pid: int) -> bool:
     """Tell whether a process works on: it sleeps, or waits for something to read."""
     return state(pid) == "S"
-
-
-def until_it_sleeps(daemon: int) -> None:
-    """Return when the daemon has its own session, has become `sleep`, and sleeps."""
-
-    def is_daemon() -> bool:
-        stat = process.read_stat(daemon)
-        return stat is not None and (stat.name, stat.state, stat.sid) == ("sleep", "S", daemon)
-
-    until(is_daemon, "the daemon to sleep in a session of its own")
 
 
 # What is stopped
@@ -125,6 +131,25 @@ def test_a_job_has_its_grace(lock: Lock) -> None:
     assert (code, out) == (3, "cleaned\n")
     assert stopping.end()[0] == 0
     assert ends(lock) == [("backup", "released", "stopped")]
+
+
+def test_it_is_stopped_when_the_lock_is_free(lock: Lock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for the lock beyond the end on record: who asks as soon as it says so gets the lease."""
+    here, go, looks = tmp_path / "here", tmp_path / "go", itertools.count()
+    patch = LATE.format(here=str(here), go=str(go))
+    job = ("sh", "-c", "echo ready; exec sleep 1000")
+    holder = lock.start(str(PROBES / "patched_wrap.py"), patch, "-t", "backup", "--", *job, program=PYTHON)
+    holder.until_line("ready")
+
+    def sleep(seconds: float) -> None:
+        if here.exists() and next(looks) == 2:
+            go.touch()
+        time.sleep(seconds)
+
+    monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=time.monotonic, time=time.time, sleep=sleep))
+    assert stopping.stop(places(lock), line_of(lock).lease_id, grace_seconds=3600)
+    assert go.exists() and not is_locked(places(lock).lock)
+    assert holder.end()[0] == 143
 
 
 def test_joined_jobs_and_groups_of_their_own_are_stopped(lock: Lock) -> None:
@@ -197,7 +222,7 @@ def test_a_daemon_with_a_leaked_descriptor_is_stopped(lock: Lock) -> None:
     """A daemon in a session of its own that alone carries the lock of a killed job is ended, for it keeps the lease."""
     holder = lock.start("-t", "backup", "--", "sh", "-c", DAEMON, stdin=subprocess.PIPE)
     daemon = int(holder.until_line("ready").split()[1])
-    until_it_sleeps(daemon)
+    until_asleep(daemon)
     crash(holder, until(lambda: lock.sidecar()["job_pid"], "the job"))
     try:
         found = lock.status()
@@ -213,13 +238,13 @@ def test_a_daemon_beside_a_living_job_is_left_alone(lock: Lock) -> None:
     """A daemon that left the session is none of the job, and works on when that is stopped (L2)."""
     holder = lock.start("-t", "backup", "--", "sh", "-c", DAEMON, stdin=subprocess.PIPE)
     daemon = int(holder.until_line("ready").split()[1])
-    until_it_sleeps(daemon)
+    until_asleep(daemon)
     try:
         done = stop(lock)
         assert_stopped(done, "backup")
         assert str(daemon) not in done.stdout
         holder.popen.wait()
-        assert is_asleep(daemon)
+        until(lambda: is_asleep(daemon), "it to work on")
     finally:
         kill(daemon)
     assert_free(lock)
@@ -269,8 +294,7 @@ def replaced(path: Path) -> None:
     path.touch(mode=0o600)
 
 
-@pytest.mark.parametrize("replace", [Path.unlink, replaced])
-@pytest.mark.parametrize("kind", ["wrap", "library"])
+@pytest.mark.parametrize(("kind", "replace"), [("wrap", replaced), ("library", Path.unlink)])
 def test_the_holder_of_a_replaced_file_is_stopped(lock: Lock, kind: str, replace: Callable[[Path], None]) -> None:
     """A holder whose lock file was removed or replaced still counts, and is ended."""
     sleep = "echo ready; exec sleep 1000"
@@ -313,30 +337,19 @@ def test_without_a_terminal_it_wants_yes(lock: Lock) -> None:
     assert told(lock, event="stop_requested") == []
 
 
-@pytest.mark.parametrize(("answer", "code"), [("n", 1), ("", 1), ("y", 0), ("yes", 0)])
-def test_on_a_terminal_it_asks(lock: Lock, open_shell: Opened, answer: str, code: int) -> None:
-    """On a terminal it names the job and its processes, and stops them only for a yes."""
+def test_on_a_terminal_it_asks(lock: Lock, open_shell: Opened) -> None:
+    """On a terminal it names the job and its processes, and stops them only for a yes; Ctrl-D and Ctrl-C leave the question."""
     holder = lock.hold("backup", script="echo ready; exec sleep 1000")
     terminal = open_shell()
-    terminal.press("maintlock stop --grace 1h\n")
-    assert "stop backup: " in terminal.until("[y/N] ")
-    terminal.press(answer + "\n")
-    assert terminal.prompt()[0] == code
-    assert (holder.popen.wait() if code == 0 else holder.popen.poll()) == (143 if code == 0 else None)
-
-
-@pytest.mark.parametrize(("key", "code"), [("\x04", 1), ("\x03", 130)])
-def test_the_question_may_be_left(lock: Lock, open_shell: Opened, key: str, code: int) -> None:
-    """Ctrl-D and Ctrl-C at the question stop nothing."""
-    holder = lock.hold("backup")
-    terminal = open_shell()
-    terminal.press("maintlock stop\n")
-    terminal.until("[y/N] ")
-    until(lambda: [state(pid) for pid in session(terminal.popen.pid)] == ["S", "S"], "it to read")
-    terminal.press(key)
-    assert terminal.prompt()[0] == code
+    for answer, code in (("n\n", 1), ("\n", 1), (CTRL_D, 1), (CTRL_C, 130), ("yes\n", 0)):
+        terminal.press("maintlock stop --grace 1h\n")
+        assert "stop backup: " in terminal.until("[y/N] ")
+        until(lambda: [state(pid) for pid in session(terminal.popen.pid)] == ["S", "S"], "it to read")
+        assert holder.popen.poll() is None
+        terminal.press(answer)
+        assert terminal.prompt()[0] == code
+    assert holder.popen.wait() == 143
     assert "internal error" not in terminal.transcript
-    assert holder.popen.poll() is None
 
 
 def test_waiters_are_left_alone(lock: Lock) -> None:
@@ -369,7 +382,7 @@ def test_another_directorys_jobs_are_not_touched(lock: Lock, tmp_path: Path, how
     with lock_in(tmp_path / "other" / "state") as other:
         foreign = other.start("-t", "backup", "--", "sh", "-c", DAEMON, stdin=subprocess.PIPE)
         daemon = int(foreign.until_line("ready").split()[1])
-        until_it_sleeps(daemon)
+        until_asleep(daemon)
         job = until(lambda: other.sidecar()["job_pid"], "the job")
         if how != "held":
             crash(foreign, *([job] if how == "leaked" else []))
@@ -471,8 +484,6 @@ def test_somebody_is_starved(lock: Lock, task: str, hours: int, code: int) -> No
 
     Nor is one that nothing schedules and nobody has started for a day.
     """
-    import time
-
     lock.wrap("-t", "backup", "--", "true")
     at = time.time() - hours * 3600
     deferred = events.new("deferred", at=at, lease=LEASE, task=task, reason_code="lease-held", blocked_by="backup")

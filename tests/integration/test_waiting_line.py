@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -111,17 +112,19 @@ def test_it_tells_for_whom_since_when_and_how_long_usually(open_shell: Opened, l
     assert terminal.prompt()[0] == 0
 
 
-@pytest.mark.parametrize("columns", [8, 25, 40, 80, 100])
-def test_it_fits(open_shell: Opened, lock: Lock, columns: int) -> None:
-    """The line never fills the last column, so that it can be drawn again in its place."""
+def test_it_fits(open_shell: Opened, lock: Lock) -> None:
+    """The line never fills the last column, so that it can be drawn again in its place, also once the window is another."""
     lock.hold("backup")
     seed_history(lock, "backup", 252)
-    terminal = open_shell("dash", columns=columns)
+    terminal = open_shell("dash", columns=8)
     terminal.press(f"{QUICK} true\n")
-    for _ in range(2):
-        line = next_line(terminal)
-        assert len(line) < columns
-        assert line.startswith("maintlock: kbSync waits"[: columns - 2])
+    for before, columns in pairwise((0, 8, 25, 40, 80, 200)):
+        terminal.resize(columns)
+        until(lambda before=before: len(next_line(terminal)) >= before, "a line that did not fit before")
+        for _ in range(2):
+            line = next_line(terminal)
+            assert len(line) < columns
+            assert line.startswith("maintlock: kbSync waits"[: columns - 2])
     terminal.press(CTRL_C)
     assert terminal.prompt()[0] == 130
 

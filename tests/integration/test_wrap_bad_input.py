@@ -16,6 +16,7 @@ import pytest
 
 from maintlock import line as line_file
 from maintlock import names, process
+from tests.conftest import forget_surroundings
 from tests.headless import Headless, headless_in
 from tests.support import WRAP
 
@@ -34,6 +35,27 @@ def made(lock: Headless) -> Path:
     """Make the state directory and give its path."""
     lock.directory.mkdir(mode=0o700)
     return lock.directory
+
+
+@pytest.fixture(scope="module")
+def one_holder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Headless]:
+    """Give a lock that one job holds for all tests of this file."""
+    with pytest.MonkeyPatch.context() as patch:
+        forget_surroundings(patch)  # this is set up before the fixture that does so for each test
+        with headless_in(tmp_path_factory.mktemp("held") / "state") as lock:
+            lock.hold()
+            lock.job_pid()
+            yield lock
+
+
+@pytest.fixture
+def held(one_holder: Headless) -> Iterator[Headless]:
+    """Give a held lock whose records may be overwritten."""
+    records = [one_holder.directory / f"heavy-maintenance.{ending}" for ending in ("json", "lock")]
+    before = [path.read_bytes() for path in records]
+    yield one_holder
+    for path, content in zip(records, before, strict=True):
+        path.write_bytes(content)
 
 
 def put(path: Path, content: bytes) -> None:
@@ -105,21 +127,31 @@ def test_hostile_sidecar_beside_a_free_lock(lock: Headless, made: Path, what: st
     put(made / "heavy-maintenance.json", SIDECARS[what])
     assert runs(lock) == ""
     assert not (made / "heavy-maintenance.json").exists()
-    assert runs(lock) == ""
-    assert len(lock.history(event="acquired", task="x")) == 2
+    after = line_file.read_path(str(made / "heavy-maintenance.lock"))
+    assert after is not None and (after.task, after.outcome, after.exit_code) == ("x", "failed", 7)
+    assert len(lock.history(event="acquired", task="x")) == 1
 
 
 @pytest.mark.parametrize("what", SIDECARS)
-def test_hostile_sidecar_while_held(lock: Headless, tmp_path: Path, what: str) -> None:
+def test_hostile_sidecar_while_held(held: Headless, tmp_path: Path, what: str) -> None:
     """Whatever stands in the sidecar's place while the lock is held, a request stands back with one line (L12)."""
-    holder = lock.hold()
-    lock.job_pid()
-    (lock.directory / "heavy-maintenance.json").write_bytes(SIDECARS[what])
-    said = refuses(lock, tmp_path / "ran", "-t", "next", "-E", "9", code=9)
+    (held.directory / "heavy-maintenance.json").write_bytes(SIDECARS[what])
+    said = refuses(held, tmp_path / "ran", "-t", "next", "-E", "9", code=9)
     assert said.startswith("maintlock: next deferred due to active heavy-maintenance lease: held by ")
     assert said.count("\n") == 1
-    holder.end()
+
+
+def test_the_end_beside_hostile_records(lock: Headless) -> None:
+    """A holder whose records were overwritten ends as ever: its own line stands, no sidecar, and the lock is free (L12)."""
+    holder = lock.hold()
+    lock.job_pid()
+    (lock.directory / "heavy-maintenance.json").write_bytes(SIDECARS["huge"])
+    (lock.directory / "heavy-maintenance.lock").write_bytes(LINES["long"])
+    assert holder.end()[0] == 1
     assert not (lock.directory / "heavy-maintenance.json").exists()
+    line = line_file.read_path(str(lock.directory / "heavy-maintenance.lock"))
+    assert line is not None and (line.task, line.outcome) == ("holder", "failed")
+    assert lock.is_free()
 
 
 def _fifo(path: Path) -> None:
@@ -205,20 +237,15 @@ def test_hostile_line(lock: Headless, made: Path, what: str) -> None:
     after = line_file.read_path(str(made / "heavy-maintenance.lock"))
     assert after is not None and after.fence > (before.fence if before else 0)
     assert (after.task, after.outcome, after.exit_code) == ("x", "failed", 7)
-    assert runs(lock) == ""
 
 
 @pytest.mark.parametrize("what", LINES)
-def test_hostile_line_while_held(lock: Headless, tmp_path: Path, what: str) -> None:
+def test_hostile_line_while_held(held: Headless, tmp_path: Path, what: str) -> None:
     """Whatever is written into the lock file while it is held, a request stands back with one line (L12)."""
-    holder = lock.hold()
-    lock.job_pid()
-    (lock.directory / "heavy-maintenance.lock").write_bytes(LINES[what])
-    said = refuses(lock, tmp_path / "ran", "-t", "next", "-E", "9", code=9)
+    (held.directory / "heavy-maintenance.lock").write_bytes(LINES[what])
+    said = refuses(held, tmp_path / "ran", "-t", "next", "-E", "9", code=9)
     assert said.startswith("maintlock: next deferred due to active heavy-maintenance lease: held by ")
     assert said.count("\n") == 1
-    assert holder.end()[0] == 1
-    assert lock.is_free()
 
 
 # The ledger
@@ -289,12 +316,11 @@ BAD_NAMES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", BAD_NAMES, ids=ascii)
-@pytest.mark.parametrize("option", ["--task", "--lease"])
-def test_names_that_are_none(lock: Headless, tmp_path: Path, option: str, name: str) -> None:
+def test_names_that_are_none(lock: Headless, tmp_path: Path) -> None:
     """What is no name of a task or lease is refused with 64 and told harmlessly; no file is made of it (R3)."""
-    other = ("-t", "x") if option == "--lease" else ()
-    refuses(lock, tmp_path / "ran", *other, f"{option}={name}", code=64)
+    said = [words for name in BAD_NAMES for words in ((f"--task={name}",), ("-t", "x", f"--lease={name}"))]
+    for words, code, err in lock.wrap_each([[*words, "--", "touch", str(tmp_path / "ran")] for words in said]):
+        assert (code, is_decent(err)) == (64, True), (words, err)
     assert sorted(os.listdir(tmp_path)) == []
 
 

@@ -48,7 +48,7 @@ def configured(tmp_path: Path, text: str) -> str:
 # The job ran
 
 
-@pytest.mark.parametrize("code", [0, 1, 2, 42, 64, 77, 124, 255])
+@pytest.mark.parametrize("code", [0, 1, 64, 124, 255])
 def test_the_jobs_own_exit_code(lock: Headless, code: int) -> None:
     """A guarded command leaves with its own exit code, also where that is one of ours (R3)."""
     done = lock.wrap("-t", "x", "--", "sh", "-c", f"exit {code}")
@@ -56,7 +56,7 @@ def test_the_jobs_own_exit_code(lock: Headless, code: int) -> None:
     assert lock.history(event="released", exit_code=code, outcome="failed" if code else "completed")
 
 
-@pytest.mark.parametrize("name", ["HUP", "INT", "QUIT", "KILL", "TERM", "USR1", "SEGV", "PIPE", "ABRT", "RTMIN"])
+@pytest.mark.parametrize("name", ["INT", "KILL", "TERM", "SEGV", "PIPE", "RTMIN"])
 def test_a_job_that_dies_of_a_signal(lock: Headless, name: str) -> None:
     """A job that dies of signal n without our passing it on has failed, and leaves 128+n (L3)."""
     number = int(getattr(signal, f"SIG{name}"))
@@ -151,13 +151,12 @@ USAGE = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "said"), USAGE, ids=[" ".join(arguments) for arguments, _ in USAGE])
-def test_usage_errors(lock: Headless, tmp_path: Path, arguments: list[str], said: str) -> None:
+def test_usage_errors(lock: Headless, tmp_path: Path) -> None:
     """Each impossible command line leaves 64 with one line that says what is wrong, and opens no lock (R3)."""
-    done = lock.wrap(*arguments, cwd=tmp_path)
-    assert done.returncode == 64
-    assert said in done.stderr
-    assert done.stderr.startswith("maintlock: ") and done.stderr.count("\n") == 1
+    found = lock.wrap_each([arguments for arguments, _ in USAGE], cwd=tmp_path)
+    for (arguments, code, err), (_, said) in zip(found, USAGE, strict=True):
+        assert (code, said in err) == (64, True), (arguments, err)
+        assert err.startswith("maintlock: ") and err.count("\n") == 1, (arguments, err)
     assert not lock.directory.exists()
 
 

@@ -74,7 +74,8 @@ def until_main_ended(lock: Headless) -> None:
 # it is found where we are no subreaper, and on a busy machine the moment is long.
 LEAVE = '{ read x <"$1"; } & echo "left $!"; exit 3'
 ORPHAN = '( { read x <"$1"; } & echo "left $!" ) ; exit 3'
-DAEMON = 'setsid sh -c \'echo "left $$"; echo >"$1.up"; read x <"$1"\' sh "$1" & read up <"$1.up"; exit 3'
+# A daemon tells of itself once it has met the main process, which may be killed from then on.
+DAEMON = 'setsid sh -c \'echo >"$1.up"; echo "left $$"; read x <"$1"\' sh "$1" & read up <"$1.up"; exit 3'
 
 
 # The session is the border

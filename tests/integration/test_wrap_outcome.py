@@ -18,7 +18,7 @@ import pytest
 from maintlock import process, redact
 from maintlock.times import epoch_seconds
 from tests.headless import Headless, headless_in
-from tests.support import WRAP
+from tests.support import PATIENCE_SECONDS, WRAP
 
 FIELDS = {
     "outcome", "exit_code", "task", "lease_id", "fence", "reason_code", "held_seconds", "waited_seconds", "holder",
@@ -73,7 +73,7 @@ def test_outcome_of_a_job(lock: Headless, outcome: Path, command: tuple[str, ...
     assert (found["outcome"], found["exit_code"], found["task"]) == (expected, code, "kbSync")
     assert (found["lease_id"], found["fence"]) == (row["lease_id"], 1)
     assert (found["reason_code"], found["holder"]) == (None, None)
-    assert 0 <= found["held_seconds"] < 30 and 0 <= found["waited_seconds"] < 30
+    assert 0 <= found["held_seconds"] < PATIENCE_SECONDS and 0 <= found["waited_seconds"] < PATIENCE_SECONDS
     assert (row["outcome"], row["exit_code"]) == (expected, code)
 
 
@@ -368,7 +368,7 @@ def test_no_secret_reaches_any_record(lock: Headless, tmp_path: Path) -> None:
     assert '"holder"' in said and redact.MASK in said
     said += json.dumps(lock.status())
     running.signal(signal.SIGKILL)
-    running.popen.wait(30)
+    running.popen.wait(PATIENCE_SECONDS)
     lock.close()
     done = lock.wrap("-t", "x", "-v", "--", "maintlock-test-no-such-command", *secrets)
     said += done.stderr + json.dumps(lock.history())

@@ -4,7 +4,9 @@ The values are `hold`'s arguments as Python has them. COMMAND is run inside; wha
 """
 
 import ast
-import logging  # noqa: F401  which `hold` imports late; a Ctrl-C in the middle of an import may be swallowed
+import datetime as dt  # noqa: F401  like the next two, `hold` imports it late; a Ctrl-C in the middle of an import may be swallowed
+import json  # noqa: F401  as above
+import logging  # noqa: F401  as above
 import os
 import signal
 import subprocess
