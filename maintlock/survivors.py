@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from maintlock.paths import Places
     from maintlock.process import Stat
 
-LOOKS = 6  # an environment is empty for a moment while its process executes another program
+LOOKS = (
+    8  # an environment is empty while its process executes another program: a quarter of a second, on a busy machine
+)
 LOOK_SECONDS = 0.001  # and twice as long at each further look
 
 

@@ -172,6 +172,24 @@ def test_who_takes_long_to_execute_counts(spawn: Spawn, monkeypatch: pytest.Monk
     assert found(line_of("tree", session_id=slow.pid)) == set()
 
 
+def test_a_stranger_who_executes_slowly_is_none(spawn: Spawn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process of the session that has nothing to do with the job does not count, although its program begins only in a while."""
+    stranger = spawn({}, start_new_session=True)
+    waited = [0.0]
+
+    def sleep(seconds: float) -> None:
+        waited[0] += seconds
+
+    def is_executing(pid: int) -> bool:
+        return pid == stranger.pid and waited[0] < 0.2
+
+    real = process.read_environ
+    monkeypatch.setattr(survivors.time, "sleep", sleep)
+    monkeypatch.setattr(process, "is_executing", is_executing)
+    monkeypatch.setattr(process, "read_environ", lambda stat: b"" if is_executing(stat.pid) else real(stat))
+    assert found(line_of(session_id=stranger.pid)) == set()
+
+
 def test_a_process_that_keeps_executing_is_found(spawn: Spawn, tmp_path: Path) -> None:
     """A job that does nothing but execute itself anew is found at every look."""
     (tmp_path / "again").write_text('exec sh "$0"\n')
