@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.support import Lock, lock_in
 
@@ -27,10 +27,16 @@ for _number in (
         signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
+# A request after a crash counts who in its session is just executing a program as a survivor; on a busy machine that takes
+# long, and what the other workers' tests start must not be taken for it.
+if "PYTEST_XDIST_WORKER" in os.environ and os.getsid(0) != os.getpid():
+    os.setsid()
+
 IN_CI = os.environ.get("CI") == "true"
 
-settings.register_profile("local", deadline=None)
-settings.register_profile("ci", deadline=None, derandomize=True)
+# How long anything takes here says something of the machine only.
+settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", settings.get_profile("local"), derandomize=True)
 settings.load_profile("ci" if IN_CI else "local")
 
 
