@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 WRAP = str(BIN / "maintlock-wrap")
 MAINTLOCK = str(BIN / "maintlock")
-BUSY = "ledger.db: busy: "
+BUSY = ": busy: "  # what follows the name of a file of the ledger
 PATIENCE_SECONDS = 60.0  # on a machine that is ten times as slow, and half of what pytest gives a test
 
 
