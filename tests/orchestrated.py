@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.support import MAINTLOCK, PATIENCE_SECONDS, Lock, Running, until
+from tests.support import MAINTLOCK, PATIENCE_SECONDS, Lock, Running, read_unless_busy, until
 
 HEAVY = ("summary", "kbSync", "backup", "primary-dev-sync", "dream", "golden-path")
 POLL = 'poll_interval = "60ms"\n'
@@ -74,7 +74,11 @@ class Orchestration:
 
     def until_began(self, name: str, times: int = 1) -> None:
         """Wait until a job has begun that many times."""
-        until(lambda: self.began(name) >= times, f"{name} to begin: {self.logged()}")
+        try:
+            until(lambda: self.began(name) >= times)
+        except AssertionError:
+            log = self.log.read_text() if self.log.exists() else ""
+            raise AssertionError(f"{times} × {name} to begin: {self.traced()} {log}") from None
 
     # The program
 
@@ -137,13 +141,16 @@ class Orchestration:
 
     def health(self, code: int | None = None) -> dict[str, Any]:
         """Return `maintlock health --json`, which must exit as said."""
-        done = subprocess.run(
-            [MAINTLOCK, "health", "--json", "--config", str(self.config)],
-            env=self.lock.env(), capture_output=True, text=True, timeout=PATIENCE_SECONDS,
-        )  # fmt: skip
+        done = read_unless_busy(self._read_health, lambda done: done.stdout)
         assert done.returncode in ({0, 1, 2} if code is None else {code}), (done.returncode, done.stdout, done.stderr)
         found: dict[str, Any] = json.loads(done.stdout)
         return found
+
+    def _read_health(self) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [MAINTLOCK, "health", "--json", "--config", str(self.config)],
+            env=self.lock.env(), capture_output=True, text=True, timeout=PATIENCE_SECONDS,
+        )  # fmt: skip
 
     def until_health(self, condition: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
         """Return the first health that meets a condition."""

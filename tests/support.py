@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 WRAP = str(BIN / "maintlock-wrap")
 MAINTLOCK = str(BIN / "maintlock")
+BUSY = ": busy: "  # what follows the name of a file of the ledger
 PATIENCE_SECONDS = 60.0  # on a machine that is ten times as slow, and half of what pytest gives a test
 
 
@@ -66,6 +67,14 @@ def read_patiently(read: Callable[..., Any], *arguments: Any, **options: Any) ->
         except LedgerUnavailable as error:
             if "busy" not in error.reason or time.monotonic() > deadline:
                 raise
+
+
+def read_unless_busy(read: Callable[[], Any], trouble_of: Callable[[Any], str | None]) -> Any:
+    """Return what a reader tells once no trouble of it is that the ledger is busy; see `read_patiently`."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while BUSY in (trouble_of(found := read()) or "") and time.monotonic() < deadline:
+        pass
+    return found
 
 
 class Running:
@@ -151,8 +160,13 @@ class Lock:
 
     def status(self) -> dict[str, Any]:
         """Return what `maintlock status --json` tells; that program has tests of its own, and takes long to start."""
-        found: dict[str, Any] = json.loads(json.dumps(observe.read_status(self._places())))
+        found: dict[str, Any] = json.loads(
+            json.dumps(read_unless_busy(self._read_status, lambda status: status["detail"]))
+        )
         return found
+
+    def _read_status(self) -> Any:
+        return observe.read_status(self._places())
 
     def history(self, **fields: Any) -> list[dict[str, Any]]:
         """Return what `maintlock history --json` tells, those rows that have these fields."""

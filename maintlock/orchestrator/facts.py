@@ -63,11 +63,12 @@ class History:
         Raises:
             LedgerUnavailable: It cannot be read.
         """
+        looked_at = time.time()
         seen, changed_at = self._look()
-        if seen != self._seen or time.time() < changed_at + SETTLED_SECONDS:
+        if seen != self._seen:
             self._seen = ()  # where reading fails, it is tried again at the next look
             self.states = history.read_states(self._directory)
-            self._seen = seen
+            self._seen = seen if looked_at >= changed_at + SETTLED_SECONDS else ()
 
     def state_of(self, task: TaskSettings) -> TaskState | None:
         """Return what the ledger tells of a task; None until it could be read once."""

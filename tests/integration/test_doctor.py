@@ -81,6 +81,7 @@ def mend(lock: Lock, row: Row, *, add: str = "", cwd: Path | None = None) -> Non
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE_SECONDS,
     )  # fmt: skip
     assert done.returncode == 0, (row["mend"], done.stderr)
+    assert "deferred" not in done.stderr, done.stderr  # which is no failure, and mends nothing
 
 
 def assert_well(lock: Lock, *arguments: str, **more: Any) -> list[Row]:
@@ -341,7 +342,7 @@ def test_a_container(lock: Lock, monkeypatch: pytest.MonkeyPatch) -> None:
 # Records
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"schema": 1}', "\x00" * 99], ids=["empty", "torn", "short", "zeros"])
+@pytest.mark.parametrize("content", ["{", '{"schema": 1}'], ids=["torn", "short"])
 def test_a_malformed_sidecar(lock: Lock, content: str) -> None:
     """A sidecar that is none is cleared away by the next job."""
     lock.wrap("-t", "first", "--", "true")
@@ -489,6 +490,7 @@ def test_survivors(lock: Lock) -> None:
 def test_a_suspended_holder(lock: Lock) -> None:
     """A holder that is suspended keeps everybody waiting, and is woken (L4)."""
     holder = lock.hold("backup")
+    until(lambda: lock.sidecar()["job_pid"], "the last that it writes before it waits")
     holder.signal(signal.SIGSTOP)
     until(lambda: state_of(holder.pid) == "T")
     row = the_problem(lock, "lease")
@@ -499,10 +501,11 @@ def test_a_suspended_holder(lock: Lock) -> None:
 
 def test_an_overdue_holder(lock: Lock) -> None:
     """A holder past its TTL is told, with how to stop it (L4)."""
-    lock.hold("backup", "--ttl", "1ms", script="echo ready; exec sleep 1000")
+    holder = lock.hold("backup", "--ttl", "1ms", script="echo ready; exec sleep 1000")
     row = the_problem(lock, "lease")
     assert "longer than its" in row["text"]
     mend(lock, row, add=" --yes")
+    holder.popen.wait()  # it may still be entering its end, which keeps the ledger busy
     assert_well(lock)
 
 

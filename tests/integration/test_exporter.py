@@ -36,7 +36,7 @@ from maintlock_exporter.scene import Scene
 from maintlock_exporter.server import WAIT_SECONDS, Server
 from maintlock_exporter.view import Watcher
 from tests.headless import Headless, headless_in
-from tests.support import BIN, MAINTLOCK, Lock, Running, until
+from tests.support import BIN, MAINTLOCK, PATIENCE_SECONDS, Lock, Running, until
 
 EXPORTER = str(BIN / "maintlock-exporter")
 LEASE = "heavy-maintenance"
@@ -67,7 +67,7 @@ class Exporter:
 
     def get(self, path: str, method: str = "GET", **headers: str) -> tuple[http.client.HTTPResponse, bytes]:
         """Ask once."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_SECONDS)
         try:
             connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
             answer = connection.getresponse()
@@ -88,7 +88,7 @@ class Exporter:
 
     def connect(self) -> socket.socket:
         """Open a connection."""
-        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_SECONDS)
 
     def series(self) -> dict[str, float]:
         """Scrape."""
@@ -262,7 +262,7 @@ def test_it_listens_on_ipv6(headless: Headless, settings: Path) -> None:
     if not socket.has_ipv6 or not Path("/proc/net/if_inet6").exists():
         pytest.skip("there is no IPv6 here")
     _, told = started(headless, settings, listen="[::1]:0")
-    with socket.create_connection(("::1", told["port"]), timeout=30) as connection:
+    with socket.create_connection(("::1", told["port"]), timeout=PATIENCE_SECONDS) as connection:
         connection.sendall(f"GET /-/healthy HTTP/1.1\r\nHost: [::1]:{told['port']}\r\n\r\n".encode())
         assert connection.recv(100).startswith(b"HTTP/1.0 200 OK")
 
@@ -425,19 +425,20 @@ def test_bytes_that_are_no_good_request(exporter: Exporter, status: int, request
     assert exporter.get("/-/healthy")[0].status == 200
 
 
-def test_two_hundred_at_once(exporter: Exporter) -> None:
+def test_two_hundred_at_once(tmp_path: Path, settings: Path) -> None:
     """Two hundred clients at once each get their 200, while fifty half-open ones hang on."""
-    half_open = [exporter.connect() for _ in range(50)]
-    for connection in half_open:
-        connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: loc")
-    with ThreadPoolExecutor(200) as pool:
-        answers = list(pool.map(lambda _: exporter.get("/metrics"), range(200)))
+    with served(tmp_path / "state", settings, wait_seconds=PATIENCE_SECONDS) as (exporter, _):
+        half_open = [exporter.connect() for _ in range(50)]
+        for connection in half_open:
+            connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: loc")
+        with ThreadPoolExecutor(200) as pool:
+            answers = list(pool.map(lambda _: exporter.get("/metrics"), range(200)))
+        for connection in half_open:
+            connection.close()
     assert [answer.status for answer, _ in answers] == [200] * 200
     assert all(
         body.rstrip().rpartition(b"\n")[2].startswith(b"maintlock_scrape_duration_seconds") for _, body in answers
     )
-    for connection in half_open:
-        connection.close()
 
 
 def test_more_half_open_than_it_can_bear(tmp_path: Path, settings: Path) -> None:
@@ -448,7 +449,8 @@ def test_more_half_open_than_it_can_bear(tmp_path: Path, settings: Path) -> None
         for connection in half_open:
             connection.sendall(b"GET / HTTP/1.1\r\n")
         assert exporter.get("/metrics")[0].status == 200
-        assert half_open[0].recv(1) == b"", "the oldest one was closed"
+        with suppress(ConnectionResetError):  # what it had sent may not have been read by then
+            assert half_open[0].recv(1) == b"", "the oldest one was closed"
         for connection in half_open:
             connection.close()
 
@@ -542,9 +544,8 @@ def test_a_ledger_locked_by_a_stopped_process(headless: Headless, settings: Path
     locker = headless.python(LOCKER, str(headless.directory / "ledger.db"))
     locker.until_line("ready")
     exporter, _ = started(headless, settings)
-    began = time.monotonic()
-    found = exporter.series()
-    assert found["up"] == 0 and time.monotonic() - began < 5
+    found = exporter.series()  # answered although the lock is not freed before the end of this test's patience
+    assert found["up"] == 0 and locker.popen.poll() is None
     assert found['lease_state{maintlock_lease_state="free"}'] == 1
     locker.popen.kill()
     locker.popen.wait()

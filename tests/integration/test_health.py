@@ -77,7 +77,7 @@ def test_a_wrapper_that_waits_does_not_run(o: Orchestration) -> None:
     o.until_logged("deferred", task="kbSync")
     o.passes(1)
     assert o.health(0)["tasks"]["kbSync"]["state"] == "deferred"
-    held.popen.communicate(timeout=20)
+    held.end()
     o.until_began("kbSync")
 
 
@@ -103,7 +103,7 @@ def test_starvation(o: Orchestration) -> None:
     assert found["status"] == "degraded" and "held back by by-hand" in found["reasons"][0]
     yielding = subprocess.run([MAINTLOCK, "should-yield", "--config", str(o.config)], env=o.lock.env(), check=False)
     assert yielding.returncode == 0
-    held.popen.communicate(timeout=20)
+    held.end()
     o.until_health(lambda found: found["status"] == "healthy")
 
 
@@ -131,7 +131,7 @@ def test_tasks_without_a_configuration(o: Orchestration) -> None:
         [MAINTLOCK, "health", "--config", "none"],
         env=o.lock.env(COLUMNS="200"), capture_output=True, text=True, check=True,
     )  # fmt: skip
-    held.popen.communicate(timeout=20)
+    held.end()
     rows = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert any(row.startswith("backup running") for row in rows), rows
     (row,) = [row for row in rows if row.startswith("kbSync deferred")]
@@ -151,7 +151,7 @@ def test_a_deferral_is_no_success(o: Orchestration) -> None:
     assert after["deferred_since"] and after["consecutive_deferrals"] == 1
     assert (after["last_run_at"], after["last_success_at"]) == (before["last_run_at"], before["last_success_at"])
     assert o.stop(running) == 0
-    held.popen.communicate(timeout=20)
+    held.end()
 
 
 @pytest.mark.parametrize("command", ["health", "tasks"])
@@ -169,7 +169,7 @@ def test_for_people(o: Orchestration, command: str) -> None:
     lines = shown(o, command, "--json").stdout.splitlines()
     assert len(lines) == 1 and json.loads(lines[0])["tasks"]["kbSync"]["reason_code"] == "lease-held"
     o.stop(running)
-    held.popen.communicate(timeout=20)
+    held.end()
 
 
 def test_looking_disturbs_nobody(o: Orchestration) -> None:

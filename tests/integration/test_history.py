@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import subprocess
 import time
@@ -8,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from maintlock import ledger
+from maintlock import cli, ledger
 from tests.protocol import leave_crashed, told
 from tests.support import MAINTLOCK, PATIENCE_SECONDS, WRAP, Lock, until
 
@@ -141,8 +143,14 @@ def test_selection(lock: Lock) -> None:
         lock.wrap("-t", task, "--", "true")
     lock.wrap("-t", "c", "--lease", "other", "--", "true")
 
+    def shown(*arguments: str) -> str:
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            assert cli.main(["history", "--state-dir", str(lock.directory), "--config", "none", *arguments]) == 0
+        return out.getvalue()
+
     def tasks(*arguments: str) -> list[str]:
-        return [json.loads(text)["task"] for text in show(lock, "--json", *arguments).splitlines()]
+        return [json.loads(text)["task"] for text in shown("--json", *arguments).splitlines()]
 
     assert tasks() == ["a", "a", "b", "b", "a", "a", "c", "c"]
     assert tasks("--task", "b") == ["b", "b"]
@@ -151,10 +159,10 @@ def test_selection(lock: Lock) -> None:
     assert tasks("--limit", "0") == []
     assert tasks("--lease", "other") == ["c", "c"]
     for selection in ("--task=nosuch", "--event=collision", "--since=1ms", "--lease=typo", "--limit=0"):
-        assert show(lock, selection) == "no event matches\n"
+        assert shown(selection) == "no event matches\n"
     assert tasks("--since", "1h") == tasks()
     assert tasks("--since", "0s") == []
-    ats = [json.loads(text)["at"] for text in show(lock, "--json").splitlines()]
+    ats = [json.loads(text)["at"] for text in shown("--json").splitlines()]
     assert ats == sorted(ats)
 
 

@@ -21,7 +21,7 @@ from maintlock.orchestrator.instance import Instance
 from maintlock.orchestrator.loop import Orchestrator
 from tests.orchestrated import HEAVY, Orchestration
 from tests.protocol import until_gone, until_queued
-from tests.support import MAINTLOCK, Running, until
+from tests.support import MAINTLOCK, Running, until, until_stopped
 
 
 def let_all_go(o: Orchestration, names: list[str]) -> list[str]:
@@ -49,7 +49,7 @@ def test_six_heavy_tasks_run_one_after_the_other(o: Orchestration) -> None:
     running = o.start()
     order = let_all_go(o, [*HEAVY])
     assert sorted(order) == sorted(HEAVY) and is_serial(o.traced())
-    until(lambda: not o.record()["jobs"])
+    until(lambda: len(o.logged("task_ended")) == 6, "the end of each")  # the record may not know of the last one yet
     assert o.stop(running) == 0
     rows = o.lock.history(event="deferred")
     assert sorted(row["task"] for row in rows) == sorted(order[1:])
@@ -59,11 +59,9 @@ def test_six_heavy_tasks_run_one_after_the_other(o: Orchestration) -> None:
     assert len(o.lock.history(outcome="completed")) == 6
 
 
-@pytest.mark.parametrize(
-    ("first", "second"), [("backup", "kbSync"), ("primary-dev-sync", "kbSync"), ("dream", "summary")]
-)
-def test_a_pair_across_polls(o: Orchestration, first: str, second: str) -> None:
+def test_a_pair_across_polls(o: Orchestration) -> None:
     """A task that falls due while another runs is held back over many polls, and starts at the first one after (R4, R11, R15)."""
+    first, second = "backup", "kbSync"  # that the names of any pair make no difference is decided in `backpressure`
     o.configure(o.task(first))
     o.start()
     o.until_began(first)
@@ -89,9 +87,10 @@ def test_a_manual_job_holds_it_back(o: Orchestration) -> None:
     line = o.until_logged("deferred", task="kbSync")
     assert (line["blocked_by"], line["reason_code"]) == ("sync-github-workflow", "lease-held")
     o.until_began("light")
+    (row,) = until(lambda: o.lock.history(event="acquired", task="light"), "its beginning, told after it")
     o.passes()
     assert len(o.logged("deferred")) == 1 and o.began("kbSync") == 0
-    assert o.lock.history(event="acquired", task="light")[0]["lease"] != "heavy-maintenance"
+    assert row["lease"] != "heavy-maintenance"
     task = o.health(0)["tasks"]["kbSync"]
     assert (task["state"], task["blocked_by"], task["reason_code"]) == (
         "deferred",
@@ -99,7 +98,7 @@ def test_a_manual_job_holds_it_back(o: Orchestration) -> None:
         "lease-held",
     )
     assert task["deferred_since"] and task["last_run_at"] is None
-    held.popen.communicate(timeout=20)
+    held.end()
     o.until_began("kbSync")
 
 
@@ -111,7 +110,7 @@ def test_a_queued_waiter_goes_before(o: Orchestration) -> None:
     o.configure(o.task("kbSync", ends="true"))
     o.start()
     o.until_logged("deferred", task="kbSync")
-    held.popen.communicate(timeout=20)
+    held.end()
     assert waiter.end()[0] == 0
     o.until_began("kbSync")
     assert o.traced()[:2] == ["by-hand begins", "kbSync begins"]
@@ -127,7 +126,7 @@ def refusing(o: Orchestration, found: Orchestrator) -> Iterator[None]:
         yield
     finally:
         found.planner.leases = leases
-        held.popen.communicate(timeout=20)
+        held.end()
 
 
 class Unseeing(facts.Leases):
@@ -189,7 +188,7 @@ def test_each_attempt_by_hand_counts(o: Orchestration) -> None:
     for source in ("orchestrator", "orchestrator", "cli", "cli", "orchestrator"):
         o.lock.wrap("--source", source, *asks)
         counts.append(len(o.lock.history(event="deferred")))
-    held.popen.communicate(timeout=20)
+    held.end()
     o.lock.wrap("--source", "orchestrator", *asks)
     o.lock.hold("by-hand")
     for _ in range(2):
@@ -205,7 +204,9 @@ def test_our_own_job_in_trouble(o: Orchestration, reason_code: str) -> None:
     running = o.start()
     o.until_began("kbSync")
     if reason_code == "survivors":
-        os.kill(o.lock.sidecar()["pid"], signal.SIGKILL)
+        wrapper = o.lock.sidecar()["pid"]
+        os.kill(wrapper, signal.SIGKILL)
+        until_gone(wrapper)  # for so long it is still the one that holds others back
     else:
         (o.lock.directory / "heavy-maintenance.lock").unlink()
     o.configure(o.task("kbSync"), o.task("backup", ends="true"))
@@ -248,20 +249,14 @@ def test_a_nested_run_is_no_deferral(o: Orchestration) -> None:
     assert o.stop(running) == 0
 
 
-def is_stopped(pid: int) -> bool:
-    """Tell whether every thread of a process is stopped; one that has just ended was not."""
-    threads = [process.read_stat(int(name)) for name in os.listdir(f"/proc/{pid}/task")]
-    return all(stat is not None and stat.state == "T" for stat in threads)
-
-
 def test_a_stopped_waiter_blocks_nobody(o: Orchestration) -> None:
     """A waiter that is stopped keeps neither a free lease from the orchestrator nor its place."""
     held = o.lock.hold("first")
     waiter = o.lock.start("-t", "by-hand", "--wait", "forever", "--", "true")
     until_queued(o.lock, waiter)
     waiter.signal(signal.SIGSTOP)
-    until(lambda: is_stopped(waiter.pid), "all its threads to stop")
-    held.popen.communicate(timeout=20)
+    until_stopped(waiter.pid)
+    held.end()
     o.configure(o.task("kbSync", ends="true"))
     o.start()
     try:
@@ -315,7 +310,7 @@ def test_a_restart_forgets_nothing(o: Orchestration) -> None:
     assert len(set(since)) == 1 and since[0]
     assert [row["task"] for row in o.lock.history(event="deferred")] == ["backup"]
     assert o.began("kbSync") == 1
-    held.popen.communicate(timeout=20)
+    held.end()
 
 
 def test_streaks_end_with_a_run_by_hand(o: Orchestration) -> None:
@@ -329,7 +324,7 @@ def test_streaks_end_with_a_run_by_hand(o: Orchestration) -> None:
     until_queued(o.lock, by_hand)
     second = o.lock.start("-t", "first", *wait, "read x", stdin=subprocess.PIPE)
     until_queued(o.lock, second)
-    first.popen.communicate(timeout=20)
+    first.end()
     o.until_began("by-hand")
     o.passes()
     assert len(o.lock.history(event="deferred", task="kbSync")) == 1
@@ -341,7 +336,7 @@ def test_streaks_end_with_a_run_by_hand(o: Orchestration) -> None:
     until(lambda: len(o.lock.history(event="deferred", task="kbSync")) == 2)
     assert o.stop(running) == 0
     assert o.began("kbSync") == 0
-    second.popen.communicate(timeout=20)
+    second.end()
 
 
 def test_one_instance(o: Orchestration) -> None:
@@ -391,27 +386,29 @@ def test_once_is_one_pass(o: Orchestration) -> None:
     o.until_began(other)
 
 
-@pytest.mark.parametrize("bad", ["text", "directory", "gone", "unknown-key"])
-def test_a_bad_configuration_leaves_the_old_one(o: Orchestration, bad: str) -> None:
+def test_a_bad_configuration_leaves_the_old_one(o: Orchestration) -> None:
     """After HUP an invalid configuration is reported, stands in health, and the old one stays; a good one is taken."""
     o.configure(o.task("kbSync"))
     running = o.start()
     o.until_began("kbSync")
     good = o.config.read_text()
-    o.config.unlink()
-    if bad == "directory":
-        o.config.mkdir()
-    elif bad != "gone":
-        o.config.write_text({"text": "= not toml", "unknown-key": "[tasks.kbSync]\nheavi = true\n"}[bad])
-    running.signal(signal.SIGHUP)
-    assert "the old configuration stays" in o.until_logged("config_invalid")["message"]
-    o.passes()
-    assert list(o.record()["troubles"]) == ["configuration"]
-    found = o.health(1)
-    assert any(reason.startswith("configuration: ") for reason in found["reasons"])
-    assert found["tasks"]["kbSync"]["state"] == "running" and found["orchestrator"]["state"] == "running"
-    if o.config.is_dir():
-        o.config.rmdir()
+    spoilt = ("= not toml", "[tasks.kbSync]\nheavi = true\n", "directory", "gone")
+    for times, bad in enumerate(spoilt, 1):
+        o.config.unlink()
+        if bad == "directory":
+            o.config.mkdir()
+        elif bad != "gone":
+            o.config.write_text(bad)
+        running.signal(signal.SIGHUP)
+        assert "the old configuration stays" in o.until_logged("config_invalid", times)["message"]
+        o.passes()
+        until(lambda: list(o.record()["troubles"]) == ["configuration"], "that trouble alone: the ledger may be busy")
+        found = o.health(1)
+        assert any(reason.startswith("configuration: ") for reason in found["reasons"])
+        assert found["tasks"]["kbSync"]["state"] == "running" and found["orchestrator"]["state"] == "running"
+        if o.config.is_dir():
+            o.config.rmdir()
+        o.config.touch()
     o.config.write_text('state_dir = "elsewhere"\n' + good + o.task("light", "heavy = false", ends="true"))
     running.signal(signal.SIGHUP)
     o.until_logged("reloaded")
@@ -531,7 +528,7 @@ def test_a_command_that_cannot_run(o: Orchestration, kind: str) -> None:
     about = "start:bad" if kind == "no-cwd" else "command:bad"
     o.until_logged("trouble", about=about)
     o.passes(8)
-    assert len(o.logged("trouble")) == 1
+    assert len(o.logged("trouble", about=about)) == 1
     assert o.logged("deferred", blocked_by="bad") == [] or kind != "no-cwd"
     found = o.health(1)
     assert any(about in reason for reason in found["reasons"])
@@ -605,16 +602,15 @@ def test_a_ledger_that_is_corrupt(o: Orchestration, content: bytes) -> None:
         o.until_logged("task_ended", task=name, outcome="completed")
     o.passes(8)
     assert o.began("kbSync") == 1 and o.began("summary") <= 2
-    assert len(o.logged("trouble")) <= 2
+    told = [(row["about"], row["message"]) for row in o.logged("trouble")]
+    assert {about for about, _ in told} <= {"ledger", "ledger reading"} and len(set(told)) == len(told)
     if content:
         found = o.health(2)
         assert found["status"] == "unknown" and any("ledger" in reason for reason in found["reasons"])
     assert o.stop(running) == 0
 
 
-@pytest.mark.parametrize(
-    "kind", ["garbage", "fifo", "symlink", "huge", "others-pid", "directory", "deep", "wrong-types"]
-)
+@pytest.mark.parametrize("kind", ["garbage", "fifo", "symlink", "others-pid", "directory"])
 def test_a_hostile_record(o: Orchestration, kind: str) -> None:
     """Nothing in `orchestrator.json` is believed: no stranger is adopted, waited for or signalled, and work begins (R8)."""
     path = o.lock.directory
@@ -627,7 +623,6 @@ def test_a_hostile_record(o: Orchestration, kind: str) -> None:
     about = {**identity_of(bystander.pid), "at": "2026-01-01T00:00:00.000Z", "reason": "x", "restarts": 0}
     root = {**identity_of(1), "at": "2026-01-01T00:00:00.000Z"}
     others = {"schema": 1, **identity_of(1), "jobs": {"kbSync": about, "backup": root}, "daemons": {}}
-    wrong = {"schema": 1, "pid": "x", "jobs": [1], "daemons": {"d": 3}, "held": {"kbSync": []}, "troubles": {"a": 1}}
     if kind == "fifo":
         os.mkfifo(path)
     elif kind == "symlink":
@@ -635,10 +630,7 @@ def test_a_hostile_record(o: Orchestration, kind: str) -> None:
     elif kind == "directory":
         path.mkdir()
     else:
-        path.write_bytes({
-            "garbage": os.urandom(5000), "huge": b'{"schema": 1, "owner": "' + b"x" * (9 << 20) + b'"}',
-            "others-pid": json.dumps(others).encode(), "deep": b"[" * 200_000, "wrong-types": json.dumps(wrong).encode(),
-        }[kind])  # fmt: skip
+        path.write_bytes(os.urandom(5000) if kind == "garbage" else json.dumps(others).encode())
     o.configure(o.task("kbSync", ends="true"), o.task("backup", ends="true"))
     running = o.start("--stop-jobs")
     for name in ("kbSync", "backup"):
@@ -651,34 +643,31 @@ def test_a_hostile_record(o: Orchestration, kind: str) -> None:
     assert elsewhere.read_text() == "{}"
 
 
-@pytest.mark.parametrize("kind", ["gone", "garbage", "symlink", "fifo"])
-def test_a_record_that_was_tampered_with(o: Orchestration, kind: str) -> None:
+def test_a_record_that_was_tampered_with(o: Orchestration) -> None:
     """A record that somebody has removed or replaced while we run is written anew at the next poll."""
     o.configure(o.task("kbSync", ends="true"))
     running = o.start()
     o.until_logged("task_ended")
     path, other = o.lock.directory / "orchestrator.json", o.place / "other"
-    if kind == "gone":
-        path.unlink()
-    else:
-        if kind == "garbage":
-            other.write_bytes(b"garbage")
-        elif kind == "symlink":
-            other.symlink_to("/dev/null")
+    for make in (
+        None,
+        lambda: other.write_bytes(b"garbage"),
+        lambda: other.symlink_to("/dev/null"),
+        lambda: os.mkfifo(other),
+    ):
+        if make is None:
+            path.unlink()
         else:
-            os.mkfifo(other)
-        other.replace(path)
-    until(lambda: path.is_file() and not path.is_symlink() and path.stat().st_size > 100)
-    assert o.health(0)["orchestrator"]["pid"] == running.pid
+            make()
+            other.replace(path)
+        until(lambda: path.is_file() and not path.is_symlink() and path.stat().st_size > 100)
+        assert o.health(0)["orchestrator"]["pid"] == running.pid
     assert o.stop(running) == 0
 
 
 def test_nobody_reads_the_log(o: Orchestration) -> None:
     """An orchestrator whose standard error leads nowhere any more works on, and ends with 0."""
     o.configure(o.task("kbSync", "rest = 0", ends="true", interval="50ms"))
-    running = o.start(is_ready=False)
-    running.signal(signal.SIGKILL)
-    running.popen.wait()
     read_fd, write_fd = os.pipe()
     running = o.lock.start("orchestrate", "--config", str(o.config), program=MAINTLOCK, stderr=write_fd)
     os.close(write_fd)
@@ -749,6 +738,7 @@ def test_a_job_that_no_record_shows(o: Orchestration, caplog: pytest.LogCaptureF
     unmarked = o.task("kbSync").replace('["sh"', '["env", "-i", "sh"')
     found, began = in_process(o, unmarked, o.task("backup", ends="true"), clock=lambda: time.time() + shift[0])
     until(lambda: found.run_pass() or began())
+    until(lambda: o.lock.sidecar()["job_pid"], "the last that its wrapper writes while it runs")
     found.run_pass()
     shutil.rmtree(o.lock.directory)
     for _ in range(3):
@@ -795,7 +785,7 @@ def test_a_pass_whose_every_check_throws(o: Orchestration, monkeypatch: pytest.M
     finish(found)
 
 
-@pytest.mark.parametrize("code", [0, 1, 64, 70, 73, 77, 78])
+@pytest.mark.parametrize("code", [0, 73])
 def test_a_wrapper_that_could_not_even_tell(o: Orchestration, code: int) -> None:
     """A start that ended before it asked for the lease, as on a full disk, is no run: told once, and tried again soon."""
     found, _ = in_process(o, o.task("kbSync", ends="true"))
@@ -815,10 +805,12 @@ def test_a_wrapper_that_could_not_even_tell(o: Orchestration, code: int) -> None
         found.memory.forget_delays()
         found.run_pass()
         assert "kbSync" in found.jobs.running
+        began_at = time.monotonic()
         until(lambda: found.tend() or not found.jobs.running)
+        ended_at = time.monotonic()
         found.run_pass()
         known = found.memory.known("kbSync")
-        assert known.began_at is None and 50 < known.not_before - time.monotonic() < 61
+        assert known.began_at is None and began_at + 60 <= known.not_before <= ended_at + 60
     assert f"exit code {code}" in o.record()["troubles"]["start:kbSync"]
     finish(found)
 
@@ -884,5 +876,5 @@ def test_many_passes_say_nothing_new(o: Orchestration, caplog: pytest.LogCapture
         assert len(os.listdir("/proc/self/fd")) <= descriptors  # those of other tests may be collected meanwhile
         assert len([line for line in caplog.messages if "held back by" in line]) == 6
     assert len(o.lock.history(event="deferred")) == 6
-    held.popen.communicate(timeout=20)
+    held.end()
     finish(found)

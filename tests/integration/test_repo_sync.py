@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,22 +30,26 @@ SYNC = "primary-dev-sync"
 REASON = "cascaded-from-primary-dev-sync"
 
 
+def git_environment(directory: Path) -> dict[str, str]:
+    """Return what makes git know nothing of the user's settings; `directory` has ours."""
+    return {"GIT_CONFIG_GLOBAL": str(directory / "gitconfig"), "GIT_CONFIG_NOSYSTEM": "1", "HOME": str(directory)}
+
+
 class World:
     """A project with a `maintlock.toml`, a remote, a clone of it called `neo`, and somebody else who pushes."""
 
-    def __init__(self, lock: Lock, directory: Path, env: dict[str, str]) -> None:
+    def __init__(self, lock: Lock, directory: Path, template: Path) -> None:
         self.lock = lock
         self.directory = directory
-        self.more_env = env
+        self.more_env = git_environment(directory)
         self.neo = directory / "neo"
         self.project = directory / "project"
         self.record = lock.directory / "repo-sync.owed"
         self.ran = directory / "ran"
-        self.git("init", "--bare", "up.git")
-        self.git("clone", self.url, "other")
-        self.git("checkout", "-b", "main", at="other")
-        self.push("a")
-        self.git("clone", self.url, "neo")
+        shutil.copytree(template, directory, symlinks=True, dirs_exist_ok=True)
+        for clone in ("other", "neo"):
+            settings = directory / clone / ".git/config"
+            settings.write_text(settings.read_text().replace(str(template), str(directory)))
         self.project.mkdir()
         self.configure()
 
@@ -138,18 +143,38 @@ def is_gone(pid: int) -> bool:
     return found is None or found.is_dead
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory, require: Callable[[str], str]) -> Path:
+    """Give the repositories that each test has a copy of."""
+    directory = tmp_path_factory.mktemp("repositories")
+    (directory / "gitconfig").write_text(GIT_CONFIG)
+    others = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "SSH_"))}
+
+    def git(*arguments: str, at: str = ".") -> None:
+        subprocess.run(
+            [require("git"), *arguments], cwd=directory / at, env={**others, **git_environment(directory)},
+            capture_output=True, check=True, timeout=PATIENCE_SECONDS,
+        )  # fmt: skip
+
+    url = f"file://{directory}/up.git"
+    git("init", "--bare", "up.git")
+    git("clone", url, "other")
+    git("checkout", "-b", "main", at="other")
+    (directory / "other/a").write_text("x\n")
+    git("add", "--", "a", at="other")
+    git("commit", "-m", "a", at="other")
+    git("push", "origin", "HEAD:main", at="other")
+    git("clone", url, "neo")
+    return directory
+
+
 @pytest.fixture
-def world(
-    lock: Lock, tmp_path: Path, require: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[World]:
+def world(lock: Lock, tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """Give a project with repositories, and a git that knows nothing of the user's settings."""
-    require("git")
     for name in list(os.environ):
         if name.startswith(("GIT_", "SSH_")):
             monkeypatch.delenv(name)
-    (tmp_path / "gitconfig").write_text(GIT_CONFIG)
-    env = {"GIT_CONFIG_GLOBAL": str(tmp_path / "gitconfig"), "GIT_CONFIG_NOSYSTEM": "1", "HOME": str(tmp_path)}
-    return World(lock, tmp_path, env)
+    return World(lock, tmp_path, template)
 
 
 # Outcomes
@@ -331,10 +356,10 @@ def test_a_git_that_hangs_is_ended(world: World) -> None:
     script = "echo $$ > hanging; trap : TERM; while :; do sleep 99; done"
     world.program(world.directory / "bin/git-remote-hangs", script)
     world.git("remote", "set-url", "origin", "hangs::x", at="neo")
-    done = world.run("--timeout", "3s", PATH=f"{world.directory}/bin:{world.env['PATH']}")
+    done = world.run("--timeout", "10s", PATH=f"{world.directory}/bin:{world.env['PATH']}")
     assert (done.returncode, done.stdout) == (
         1,
-        "../neo: failed: git fetch: has not ended within 3s, and was stopped; see --timeout\n",
+        "../neo: failed: git fetch: has not ended within 10s, and was stopped; see --timeout\n",
     )
     until(lambda: is_gone(int((world.neo / "hanging").read_text())))
 
@@ -697,31 +722,31 @@ def test_a_symlink_for_a_record(world: World) -> None:
 # Bad input
 
 
-@pytest.mark.parametrize(
-    ("toml", "arguments", "code", "words"),
-    [
-        ("", [], 64, '[repo_sync]\nmaintlock: roots = ["../repository"]'),
-        ("", ["--then", "x", "../neo"], 64, "--then x: expected the name of a task"),
-        ("", ["--then", "../x", "../neo"], 64, "argument --then"),
-        ("", ["--then", "x", "--no-then", "../neo"], 64, "not allowed with"),
-        ("", ["--timeout", "0", "../neo"], 64, "expected more than 0"),
-        ("", ["--timeout", "soon", "../neo"], 64, "expected a duration"),
-        ("", ["--what"], 64, "unrecognized arguments"),
-        ("[tasks.a]\n[repo_sync]\nroots = ['x']\nthen = 'a'", [], 78, "maintlock.toml: repo_sync.then: found 'a'"),
-        ("[tasks.a]", ["--then", "a", "../neo"], 78, "maintlock.toml: tasks.a.command: found nothing"),
-        ("[repo_sync]\nroots = ['x']\nthen = 'a'", [], 78, "repo_sync.then"),
-        ("[tasks.a]\ncommand = ['maintlock', 'repo-sync']", ["--then", "a", "x"], 64, "a is repo-sync itself"),
-        ("", [""], 64, "expected a path"),
-        ("[repo_sync]\nroot = 'x'", [], 78, "repo_sync.root: unknown key"),
-    ],
-)
-def test_bad_input(world: World, toml: str, arguments: list[str], code: int, words: str) -> None:
+BAD_INPUT: list[tuple[str, list[str], int, str]] = [
+    ("", [], 64, '[repo_sync]\nmaintlock: roots = ["../repository"]'),
+    ("", ["--then", "x", "../neo"], 64, "--then x: expected the name of a task"),
+    ("", ["--then", "../x", "../neo"], 64, "argument --then"),
+    ("", ["--then", "x", "--no-then", "../neo"], 64, "not allowed with"),
+    ("", ["--timeout", "0", "../neo"], 64, "expected more than 0"),
+    ("", ["--timeout", "soon", "../neo"], 64, "expected a duration"),
+    ("", ["--what"], 64, "unrecognized arguments"),
+    ("[tasks.a]\n[repo_sync]\nroots = ['x']\nthen = 'a'", [], 78, "maintlock.toml: repo_sync.then: found 'a'"),
+    ("[tasks.a]", ["--then", "a", "../neo"], 78, "maintlock.toml: tasks.a.command: found nothing"),
+    ("[repo_sync]\nroots = ['x']\nthen = 'a'", [], 78, "repo_sync.then"),
+    ("[tasks.a]\ncommand = ['maintlock', 'repo-sync']", ["--then", "a", "x"], 64, "a is repo-sync itself"),
+    ("", [""], 64, "expected a path"),
+    ("[repo_sync]\nroot = 'x'", [], 78, "repo_sync.root: unknown key"),
+]
+
+
+def test_bad_input(world: World) -> None:
     """What cannot be meant is said in one message with what is expected, before anything is done (R3)."""
-    (world.project / "maintlock.toml").write_text(toml)
-    done = world.run(*arguments)
-    assert (done.returncode, done.stdout) == (code, "")
-    assert words in done.stderr
-    assert world.lock.history() == []
+    for toml, arguments, code, words in BAD_INPUT:
+        (world.project / "maintlock.toml").write_text(toml)
+        done = world.run(*arguments)
+        assert (done.returncode, done.stdout) == (code, ""), (toml, arguments)
+        assert words in done.stderr
+        assert world.lock.history() == []
 
 
 def test_the_task_that_we_are(world: World) -> None:

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from maintlock import custody, events, pending
+from maintlock import custody, events, pending, process
 from maintlock import stop as stopping
 from maintlock.times import rfc3339
 from tests.protocol import (

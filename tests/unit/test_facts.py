@@ -105,3 +105,17 @@ def test_the_ledger_is_read_when_it_has_changed(tmp_path: Path, monkeypatch: pyt
     assert found.state_of(KB_SYNC) == TaskState(last_run="1")
     found.read()
     assert found.state_of(KB_SYNC) == TaskState(last_run="3")
+
+
+def test_a_change_at_the_same_tick_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was read just after a change is read once more, however late: what changed at the same tick cannot be told by it."""
+    reads, now = [], [100.05]
+    monkeypatch.setattr(facts.history, "read_states", lambda _directory: reads.append(1))
+    monkeypatch.setattr(facts.time, "time", lambda: now[0])
+    (tmp_path / "ledger.pending").touch()
+    os.utime(tmp_path / "ledger.pending", (100, 100))
+    found = History(str(tmp_path))
+    for at, times in ((100.05, 1), (103.0, 2), (106.0, 2)):
+        now[0] = at
+        found.read()
+        assert len(reads) == times

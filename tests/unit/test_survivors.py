@@ -166,6 +166,23 @@ def test_who_takes_long_to_execute_counts(spawn: Spawn, monkeypatch: pytest.Monk
     assert found(line_of("tree", session_id=slow.pid)) == set()
 
 
+def test_a_stranger_who_executes_slowly_is_none(spawn: Spawn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process of the session that has nothing to do with the job does not count, although its program begins only in a while."""
+    stranger = spawn({"A": "1"}, start_new_session=True)
+    waited = [0.0]
+
+    def sleep(seconds: float) -> None:
+        waited[0] += seconds
+
+    def read(pid: int) -> bytes | None:
+        return b"" if pid == stranger.pid and waited[0] < 0.2 else real(pid)
+
+    real = process.read_environ
+    monkeypatch.setattr(survivors.time, "sleep", sleep)
+    monkeypatch.setattr(process, "read_environ", read)
+    assert found(line_of(session_id=stranger.pid)) == set()
+
+
 def test_a_process_that_takes_long_to_end_is_none(spawn: Spawn, monkeypatch: pytest.MonkeyPatch) -> None:
     """What has given its memory back and is still there, because a busy machine has not come to its end, works no more."""
     ending = spawn({}, start_new_session=True)
