@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import tempfile
 import threading
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from maintlock.orchestrator.inbox import Inbox, Unread, read_times, unread_among
@@ -110,8 +111,9 @@ PARTS = ("*", "*.json", "**", "in", "[a-d]*", ".*", "a.json", "?n")
     files=st.lists(st.lists(st.sampled_from(NAMES), min_size=1, max_size=3), max_size=8),
     pattern=st.lists(st.sampled_from(PARTS), min_size=1, max_size=3),
 )
+@example(files=[["in"]], pattern=["in", "*"])
 def test_patterns_are_those_of_glob(tmp_path: Path, files: list[list[str]], pattern: list[str]) -> None:
-    """A pattern matches the files that it matches for `glob`; directories are no files."""
+    """A pattern matches the files that it matches for `glob`; directories are no files, and a file that is to be one is told."""
     with tempfile.TemporaryDirectory(dir=tmp_path) as place:
         for parts in files:
             path = Path(place, *parts)
@@ -119,6 +121,11 @@ def test_patterns_are_those_of_glob(tmp_path: Path, files: list[list[str]], patt
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch()
         asked = f"{place}/{'/'.join(pattern)}"
+        named = Path(place, *itertools.takewhile(lambda part: not glob.has_magic(part), pattern[:-1]))
+        if any(path.is_file() for path in (named, *named.parents)):
+            with pytest.raises(NotADirectoryError):
+                list(read_times(asked))
+            return
         expected = {path for path in glob.glob(asked, recursive=True) if os.path.isfile(path)}
         assert (len(list(read_times(asked))) > 0) == bool(expected)
         if pattern.count("**") <= 1:
