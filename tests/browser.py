@@ -9,7 +9,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ class Browser:
         self._session = self.call("Target.attachToTarget", targetId=self._target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
+        self.call("Page.setLifecycleEventsEnabled", enabled=True)
         self.events.clear()
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
@@ -72,12 +73,23 @@ class Browser:
         found: dict[str, Any] = json.loads(text)
         return found
 
-    def open(self, url: str) -> None:
-        """Open a page, and return when it is loaded."""
+    def open(self, url: str) -> str:
+        """Open a page, and return what the browser calls it, when it is loaded."""
         self.events.clear()
-        assert "errorText" not in self.call("Page.navigate", url=url)
-        while not self.told("Page.loadEventFired"):
+        begun = self.call("Page.navigate", url=url)
+        assert "errorText" not in begun, begun
+        # Of the empty page before it the browser may tell only now.
+        return self.until_loaded(lambda document: bool(document == begun["loaderId"]))
+
+    def until_loaded(self, is_wanted: Callable[[str], bool]) -> str:
+        """Return what the browser calls the first document that is wanted, when it is loaded."""
+        while not (found := [document for document in self._loaded() if is_wanted(document)]):
             self.events.append(self._next())
+        return found[0]
+
+    def _loaded(self) -> list[str]:
+        told = self.told("Page.lifecycleEvent")
+        return [str(event["loaderId"]) for event in told if event["name"] == "load"]
 
     def told(self, method: str) -> list[dict[str, Any]]:
         """Return what the page has told of one kind."""

@@ -116,11 +116,11 @@ def pids_in_kernel_queue(path: str | Path) -> list[int]:
 
 
 def stop_without(running: Running, path: str | Path) -> None:
-    """Stop a program at a moment when it has no lock on a file that it locks now and then."""
+    """Stop a program at a moment when it has no lock on a file that it locks now and then: its own descriptors tell for sure."""
     while True:
         running.signal(signal.SIGSTOP)
         until_stopped(running.pid)
-        if not any(row.locker == running.pid and not row.is_waiting for row in _rows_of(path)):
+        if not locktable.read_carried(running.pid, str(path)):
             return
         running.signal(signal.SIGCONT)
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.protocol import pids_in_kernel_queue, places
 from tests.support import PATIENCE_SECONDS, Lock, is_stopped, until
 
 PROBES = Path(__file__).resolve().parent / "probes"
@@ -146,9 +147,7 @@ def state(pid: int) -> str:
 
 def waiters(lock: Lock) -> int:
     """Return how many requests wait for the lease in the kernel's queue."""
-    inode = os.stat(lock.directory / "heavy-maintenance.lock").st_ino
-    rows = Path("/proc/locks").read_text().splitlines()
-    return sum("->" in row and f":{inode} " in row for row in rows)
+    return len(pids_in_kernel_queue(places(lock).lock))
 
 
 Opened = Callable[..., Terminal]

@@ -296,6 +296,7 @@ leave() {
         for pid in $(daemon_pids); do kill "$pid" 2> /dev/null; done    # it was killed itself, and they live on
     fi
     maintlock stop --yes --grace 1s > "$said" 2>&1
+    for pid in $started; do wait "$pid" 2> /dev/null; done    # until they have written down how they ended
     cd / && rm -rf "$stage"
     exit "$exit_code"
 }

@@ -27,6 +27,12 @@ def console_commands(text: str, not_run: Mapping[str, str]) -> list[str]:
     return [command for command in typed if command not in not_run]
 
 
+def patient(commands: str, pause: str, condition: str) -> str:
+    """Return a page's commands with a pause for people lasting until a command succeeds, however slow the machine is."""
+    assert f"\n{pause}\n" in commands, "the page has no such pause any more"
+    return commands.replace(f"\n{pause}\n", f"\nuntil {condition}; do sleep 0.1; done\n")
+
+
 def broken_links(page: Path) -> list[str]:
     """Return the links of a page into the repository that lead nowhere, files and headings."""
     links = [link for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")) if "://" not in link]

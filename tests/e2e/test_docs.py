@@ -24,6 +24,7 @@ from tests.e2e.documents import (
     broken_links,
     console_commands,
     copied_checkout,
+    patient,
     run,
 )
 from tests.support import MAINTLOCK, PATIENCE_SECONDS, ROOT, Lock, lock_in, until
@@ -40,6 +41,11 @@ NOT_RUN = {
     'eval "$(maintlock completion zsh)"': "it is for a zsh at a prompt; test_completion has zsh check the script",
 }
 ANY_PORT = {"EXAMPLE_CHROMA_PORT": "0", "EXAMPLE_BRIDGE_PORT": "0", "EXAMPLE_MLX_PORT": "0"}
+IS_AT_WORK = """maintlock status --json | grep '"name": "sleep"' > /dev/null"""
+IS_RUNNING = (
+    "maintlock health --json |"
+    """ python3 -c 'import json, sys; sys.exit(json.load(sys.stdin)["orchestrator"]["state"] != "running")'"""
+)
 
 
 def section(heading: str, text: str = TEXT) -> str:
@@ -61,7 +67,9 @@ def test_commands_run_as_they_stand(lock: Lock, tmp_path: Path, require: Callabl
     (project / ".config" / "fish" / "completions").mkdir(parents=True)
     commands = blocks_of(TEXT, "sh") + console_commands(TEXT, NOT_RUN)
 
-    done = run(lock, require("bash"), "-euxc", "\n".join(commands), cwd=project)
+    script = patient("\n".join(commands), "sleep 1", IS_AT_WORK)
+
+    done = run(lock, require("bash"), "-euxc", script, cwd=project)
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(commands) > 6
@@ -174,7 +182,9 @@ def test_orchestrating_commands_run_as_they_stand(tmp_path: Path, require: Calla
         env = lock.env(TMUX_TMPDIR=str(tmp_path), **ANY_PORT)
         env.pop("TMUX", None)
 
-        done = run(lock, require("bash"), "-euxc", "\n".join(commands), cwd=project, env=env)
+        script = patient("\n".join(commands), "sleep 3", IS_RUNNING)
+
+        done = run(lock, require("bash"), "-euxc", script, cwd=project, env=env)
         until(lambda: is_stopped(lock), "the end of the one in tmux")
 
         assert done.returncode == 0, done.stdout + done.stderr

@@ -41,7 +41,7 @@ def test_lease_stays_until_the_work_has_ended(project: Project, outermost: str, 
 
     stood_back = project.npm("--silent", "ai:backup", env=project.env(MAINTLOCK_DEFER_EXIT_CODE="75"))
     waiter = project.start(
-        WRAP, "-t", "next", "--wait", "1m", "--", "sh", "-c", f"kill -0 {pids['store']} || echo the store has ended"
+        WRAP, "-t", "next", "--wait", "10m", "--", "sh", "-c", f"kill -0 {pids['store']} || echo the store has ended"
     )
     until(lambda: waiter.pid in [one["pid"] for one in project.lock.status()["waiters"]], "the waiter")
     alive_at_last = not is_over(pids["store"])

@@ -3,11 +3,14 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from maintlock import events, pending
+from maintlock_exporter import page as served
 from tests import story
 from tests.browser import Browser, browser
 from tests.conftest import forget_surroundings, require_tool
@@ -15,6 +18,7 @@ from tests.headless import headless_in
 
 HOSTILE = "</title><script>document.title='pwned'</script><img src=x onerror=\"document.title='pwned'\">'\"\x1b[31m\u202e{{7*7}}"
 PHONE = 390
+FOR_EVER_SECONDS = 86400
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +60,17 @@ def is_wider_than_the_window(page: Browser) -> bool:
     return bool(page.value("document.documentElement.scrollWidth > window.innerWidth"))
 
 
+@contextmanager
+def without_refresh() -> Iterator[None]:
+    """Have pages served that do not load themselves anew while they are looked at, however long that takes."""
+    with mock.patch.dict(served._environment().globals, refresh=FOR_EVER_SECONDS):
+        yield
+
+
 def open_and_keep(page: Browser, url: str) -> None:
-    """Open a page that does not load itself anew while it is looked at."""
-    page.open(url)
-    page.call("Page.stopLoading")
+    """Open a page that stays as it is."""
+    with without_refresh():
+        page.open(url)
 
 
 def complaints(page: Browser) -> list[str]:
@@ -179,11 +190,9 @@ def test_hostile_names_stay_text(page: Browser, settings: Path, tmp_path: Path) 
 def test_it_needs_no_script_and_refreshes_itself(page: Browser, told: str) -> None:
     """With JavaScript switched off the page is the same, and loads itself anew."""
     page.call("Emulation.setScriptExecutionDisabled", value=True)
-    page.open(told)
-    loads = len(page.told("Page.loadEventFired"))
-    while len(page.told("Page.loadEventFired")) == loads:
-        page.events.append(page._next())
-    page.call("Page.stopLoading")
+    first = page.open(told)
+    with without_refresh():
+        page.until_loaded(lambda document: document != first)
     assert "has the lease" in page.value("document.body.innerText")
 
 

@@ -21,7 +21,7 @@ import psutil
 
 from maintlock.times import epoch_seconds
 from tests.protocol import PYTHON, crash, until_gone, until_queued
-from tests.support import BIN, ROOT, Lock, Running, until
+from tests.support import BIN, PATIENCE_SECONDS, ROOT, Lock, Running, until
 
 GRAFANA = ROOT / "grafana"
 EXPORTER = str(BIN / "maintlock-exporter")
@@ -65,7 +65,7 @@ def get(url: str, **query: object) -> str:
     """Return what a server on this machine answers; empty while it does not."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(f"{url}?{urllib.parse.urlencode(query)}", timeout=10) as answer:
+        with opener.open(f"{url}?{urllib.parse.urlencode(query)}", timeout=PATIENCE_SECONDS) as answer:
             return str(answer.read().decode())
     except OSError:
         return ""

@@ -42,6 +42,7 @@ class Locker:
     has_ttl: bool = False
     is_kernels_queue: bool = False
     waits_for_leftovers: bool = False
+    goes_by_age: bool = False
 
     def hammer(self, place: Path, log: Path) -> list[str]:
         """Return a program that takes the lock as fast as it can, without waiting, and says so in a log."""
@@ -102,7 +103,7 @@ OURS = Locker(
     is_kernels_queue=True,
     waits_for_leftovers=True,
 )
-TTL = _library("PID file, its age decides", "ttl", has_ttl=True)
+TTL = _library("PID file, its age decides", "ttl", has_ttl=True, goes_by_age=True)
 PID = _library("PID file, its PID decides", "pid", has_ttl=True)
 LOCKERS = (
     OURS,

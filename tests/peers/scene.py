@@ -14,16 +14,20 @@ from maintlock import process
 from tests.bench.measure import waiting_pids
 from tests.peers.lockers import ENV_MARK, TRY, WAIT, Locker, env
 from tests.protocol import kill, until_gone
-from tests.support import PATIENCE_SECONDS, until
+from tests.support import PATIENCE_SECONDS, until, until_stopped
 from tests.torture.witness import Entry, read_journal, read_violations
 
 LONG = 3600.0
+GIVES_UP_SECONDS = 5.0  # on a machine of one's own; the attacks on many peers would take for ever with more
 
 
 class Scene:
     """A peer's lock in a directory of its own, and the jobs that fight for it."""
 
-    def __init__(self, directory: Path, locker: Locker, *, ttl: float = LONG) -> None:
+    def __init__(
+        self, directory: Path, locker: Locker, *, ttl: float = LONG, patience_seconds: float = GIVES_UP_SECONDS
+    ) -> None:
+        self.patience_seconds = patience_seconds  # with what comes late, or not at all
         self.directory = directory
         self.locker = locker
         self.ttl = ttl
@@ -117,16 +121,18 @@ def put_down(wrapper: subprocess.Popen[bytes], *pids: int) -> None:
 
 
 def stop(pid: int) -> None:
-    """Suspend a process."""
+    """Suspend a process, with all its threads: it is one of those that waits for the lock."""
     os.kill(pid, signal.SIGSTOP)
-    until(lambda: (stat := process.read_stat(pid)) is not None and stat.state == "T", "the process to stop")
+    until_stopped(pid)
 
 
 @contextmanager
-def scene_in(directory: Path, locker: Locker, *, ttl: float = LONG) -> Iterator[Scene]:
+def scene_in(
+    directory: Path, locker: Locker, *, ttl: float = LONG, patience_seconds: float = GIVES_UP_SECONDS
+) -> Iterator[Scene]:
     """Give a scene, and clean up after it."""
     directory.mkdir()
-    scene = Scene(directory, locker, ttl=ttl)
+    scene = Scene(directory, locker, ttl=ttl, patience_seconds=patience_seconds)
     try:
         yield scene
     finally:

@@ -14,7 +14,7 @@ from tests.peers import attacks
 from tests.peers.lockers import LOCKERS, OURS, PID, TTL, Locker
 from tests.peers.rows import ATTACKS, Attack
 from tests.peers.scene import scene_in
-from tests.support import ROOT
+from tests.support import PATIENCE_SECONDS, ROOT
 
 PAGE = ROOT / "docs" / "reliability.md"
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -42,7 +42,7 @@ def played(attack: Attack, locker: Locker, directory: Path) -> object:
     """Play one round, where the attack applies."""
     if why := attack.inapplicable(locker):
         pytest.skip(why)
-    with scene_in(directory / "scene", locker, ttl=attack.ttl) as scene:
+    with scene_in(directory / "scene", locker, ttl=attack.ttl, patience_seconds=PATIENCE_SECONDS) as scene:
         found = attack.play(scene)
         assert locker is not OURS or attack.play in BY_DESIGN or scene.overlaps() == 0
     return found

@@ -46,7 +46,7 @@ KNOWN_CODES = frozenset({0, FAILED, DEFERRED, 124})
 NOT_ON_RECORD = 73
 SIGNAL_BASE = 128
 ROUNDING_SECONDS = 0.001  # of times in the ledger
-UNTIL_NEXT_SECONDS = 1.0  # at most, as long as somebody waits
+UNTIL_NEXT_SECONDS = 5.0  # at most, as long as somebody waits, also on a slow machine; `dropped` bounds it besides
 JOINED_AT_ONCE = 2  # in one job of `nested`
 STAYS = frozenset(
     {
@@ -97,7 +97,7 @@ def _stuck(ring: Ring) -> Iterator[Problem]:
     """Nothing works any more; so the next request is granted, and afterwards the lock is free."""
     yield from (Problem("stuck", text) for text in ring.stuck)
     directory = str(ring.directory)
-    wish = [*ring.programs.wrap, "-t", "settle", "-w", "10s", "-E", str(DEFERRED), "--"]
+    wish = [*ring.programs.wrap, "-t", "settle", "-w", "50s", "-E", str(DEFERRED), "--"]
     try:
         done = ring.run(*wish, *ring.programs.worker, directory, "settle", "0", "0", "0")
     except subprocess.TimeoutExpired:

@@ -37,7 +37,6 @@ DATABASE_FILES = ("ledger.db", "ledger.db-wal", "ledger.db-shm")
 PAGE = 4096
 MAX_JUMP_SECONDS = 40 * 86400  # there and back is less than the history is long: what is older is forgotten, rightly
 FILLER = "filler"
-BAD_BEFORE_SECONDS = 0.2  # filling it up takes that long at most
 
 
 class StaleCopy(NamedTuple):
@@ -396,22 +395,25 @@ def _disk_full(ring: Ring, rng: random.Random) -> bool:
     path = ring.state / FILLER
     if not _is_good_disk(ring):
         return False
+    since = time.monotonic()
     try:
         with open(path, "wb", buffering=0) as file:
             while file.write(bytes(1 << 16)):
                 pass
     except OSError:
         pass
-    _mend_later(ring, rng.uniform(0.1, 0.8), lambda: path.unlink(missing_ok=True))
+    _mend_later(ring, since, rng.uniform(0.1, 0.8), lambda: path.unlink(missing_ok=True))
     return path.exists()
 
 
 def _read_only(ring: Ring, rng: random.Random) -> bool:
     """Let nothing new be opened for writing; who has a file open can go on, as when a disk fails and is mounted anew."""
-    state = str(ring.state)
+    state, since = str(ring.state), time.monotonic()
     if not _is_good_disk(ring) or not (_mounted("--bind", state, state) and _mounted("-o", "remount,ro,bind", state)):
         return False
-    _mend_later(ring, rng.uniform(0.1, 0.6), lambda: subprocess.run(["umount", "-l", state], check=True) and None)
+    _mend_later(
+        ring, since, rng.uniform(0.1, 0.6), lambda: subprocess.run(["umount", "-l", state], check=True) and None
+    )
     return True
 
 
@@ -419,9 +421,9 @@ def _is_good_disk(ring: Ring) -> bool:
     return os.path.ismount(ring.state) and not ring.has_bad_disk
 
 
-def _mend_later(ring: Ring, seconds: float, mend: Callable[[], None]) -> None:
+def _mend_later(ring: Ring, since: float, seconds: float, mend: Callable[[], None]) -> None:
     """Have the disk good again after a while, and keep in mind from when until when it was not."""
-    since, ring.has_bad_disk = time.monotonic() - BAD_BEFORE_SECONDS, True
+    ring.has_bad_disk = True
 
     def end() -> None:
         mend()

@@ -109,6 +109,7 @@ def runs(place: Place, *options: str) -> Run[Tracer]:
     return run
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("part", range(PARTS))
 def test_killed_at_every_call(tmp_path: Path, require: Callable[[str], str], part: int) -> None:
     """Wherever a wrapper is killed the next request runs, and history tells the truth of both (L1, L2)."""
@@ -228,6 +229,7 @@ def test_killed_while_waiting_and_after(tmp_path: Path, require: Callable[[str],
     die_everywhere(place, Tracer(require("strace"), tmp_path), run, truth)
 
 
+@pytest.mark.timeout(600)
 def test_killed_in_the_thread_that_waits(tmp_path: Path, require: Callable[[str], str]) -> None:
     """Wherever the thread is killed that waits in the kernel, or has just got the lock, who waits behind it gets it (L1)."""
     place = Place(tmp_path, no_grant)

@@ -37,7 +37,7 @@ from tests.protocol import (
     until_gone,
     waiting,
 )
-from tests.support import Lock, Running, until
+from tests.support import Lock, Running, until, until_stopped
 
 JOB = str(Path(__file__).resolve().parent / "model_job.py")
 DEFERRED = 9
@@ -129,11 +129,6 @@ class Model:
     def has_unlocked(self) -> bool:
         """Whether a waiter may hold the kernel's lock without being granted: stopped, it would be in everybody's way."""
         return self.held is not None and (self.held.is_replaced or not self.held.has_descriptor)
-
-
-def until_stopped(pid: int) -> None:
-    """Return when a process is stopped by a signal."""
-    until(lambda: (stat := process.read_stat(pid)) is not None and stat.state == "T", f"pid {pid} to stop")
 
 
 class Protocol(RuleBasedStateMachine):
@@ -427,6 +422,7 @@ def run(make: Callable[[], Protocol], profile: str) -> None:
     run_state_machine_as_test(make, settings=settings.get_profile(profile))
 
 
+@pytest.mark.timeout(600)
 def test_whatever_happens_the_model_is_right() -> None:
     """Whatever happens to the lease, one job works at a time, in order, and each grant ends once (R1, L1, L2, L8)."""
     run(Protocol, "model")

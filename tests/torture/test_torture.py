@@ -14,7 +14,7 @@ from tests.support import ROOT
 
 SHORT_SECONDS = 60
 BROKEN_SECONDS = 60
-SLACK_SECONDS = 60
+SLACK_SECONDS = 240  # the last epoch, its settling and its last request, on a machine that is ten times as slow
 pytestmark = [
     pytest.mark.xdist_group("torture"),
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="its witness looks into /proc"),
@@ -43,14 +43,14 @@ def wrong(out: str) -> str:
     return " | ".join(told) or out
 
 
-@pytest.mark.timeout(SHORT_SECONDS + 2 * SLACK_SECONDS)
+@pytest.mark.timeout(SHORT_SECONDS + SLACK_SECONDS + 60)
 def test_short() -> None:
     """Whatever strikes, no two are at work at once, nothing stays held, and history has every grant with one end."""
     code, out = tortured("--discard", seconds=SHORT_SECONDS)
     assert code == 0, wrong(out)
 
 
-@pytest.mark.timeout(BROKEN_SECONDS + 2 * SLACK_SECONDS)
+@pytest.mark.timeout(BROKEN_SECONDS + SLACK_SECONDS + 60)
 @pytest.mark.parametrize(
     ("broken", "kinds"), [("lock", {"overlap"}), ("survivors", {"overlap"}), ("history", {"lost"})]
 )

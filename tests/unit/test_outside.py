@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -356,10 +357,12 @@ def test_a_script_that_asks_by_itself(headless: Headless, tmp_path: Path) -> Non
     first.popen.communicate()
     running.until_line("ready")
     assert find(headless, task) == []
+    told_at = time.time()
     running.popen.stdin.write(b"\n")
     running.popen.stdin.flush()
     running.until_line("released")
-    assert [one.seconds < 2.0 for one in find(headless, task)] == [True]
+    (one,) = find(headless, task)
+    assert one.seconds <= time.time() - told_at + 0.001  # it has worked for longer than that
 
 
 def test_the_exporter_itself_is_no_culprit(headless: Headless, monkeypatch: pytest.MonkeyPatch) -> None:
