@@ -27,7 +27,8 @@ GRAFANA = ROOT / "grafana"
 EXPORTER = str(BIN / "maintlock-exporter")
 BALLAST = 1 << 26
 HEAVY = f'ballast = b"x" * {BALLAST}; print("ready", flush=True); input()'
-TASKS = """
+CHROMA, MLX = (f"{seconds}.{os.getpid()}" for seconds in (86399, 86398))  # no other run's daemons are taken for ours
+TASKS = f"""
 [tasks.backup]
 interval = "1d"
 [tasks.dream]
@@ -41,9 +42,9 @@ interval = "10m"
 interval = "10m"
 [tasks.sync-github-workflow]
 [daemons.chroma]
-command = ["sleep", "86399"]
+command = ["sleep", "{CHROMA}"]
 [daemons.mlx]
-command = ["sleep", "86398"]
+command = ["sleep", "{MLX}"]
 """
 
 Points = list[tuple[float, float]]
@@ -197,7 +198,7 @@ def start_prometheus(lock: Lock, program: str, place: Path, story: Story) -> str
 def tell(story: Story, place: Path) -> None:
     """Acquire, defer, wait, nest, fail, crash, replace, collide; each until Prometheus has seen it."""
     lock = story.lock
-    lock.start("86399", program="sleep")  # the daemon
+    lock.start(CHROMA, program="sleep")  # the daemon
 
     backup = lock.hold(
         "backup", script=f"{PYTHON} -c '{HEAVY}'; maintlock-wrap -t kbSync -- sh -c 'echo nested; read x'; exit 3"
