@@ -198,7 +198,8 @@ class _Look:
             return self._of_joined(gone)
         loading = self._loading(grant)
         if loading:
-            detail = f"{gone}; {_at_work(loading, 'in its session')} and loading a program, and may be of its job"
+            are = "is" if len(loading) == 1 else "are"
+            detail = f"{gone}; {_named(loading)} {are} just loading a program, and may be of its job"
             return replace(self._verdict("orphaned", detail), is_passing=True)
         return self._free(f"{gone} and left no running process behind; the next request cleans up")
 

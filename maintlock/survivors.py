@@ -38,10 +38,10 @@ def find(
     """Return the survivors of the last grant: found in one pass or, if that finds none, in a second one.
 
     With no line (empty or bad) they are those of any grant of this lease and state directory. `leaders` are the process
-    groups of the job: a process whose environment is not readable counts if it is in one of them. In the job's session, one
-    that is still executing a program after several looks counts too, for it may be of the job; who names or signals what was
-    found wants the `proven` ones only. We ourselves and our ancestors are never survivors to a request of ours, and `exempt`
-    knows afterwards who of them would have been; who only looks wants to see the ancestors too.
+    groups of the job: a process whose environment is not readable counts if it is in one of them. One that is still executing
+    a program after several looks counts too, for it may be of the job; who names or signals what was found wants the `proven`
+    ones only. We ourselves and our ancestors are never survivors to a request of ours, and `exempt` knows afterwards who of
+    them would have been; who only looks wants to see the ancestors too.
 
     Raises:
         UnavailableError: There was no descriptor left to look with.
@@ -53,7 +53,7 @@ def find(
     found: list[Stat] = []
     for _ in range(PASSES):
         found, unclear = search.one_pass()
-        if not proven and search.session is not None:
+        if not proven and process.has_proc():
             found += [stat for stat in map(process.read_stat, unclear) if stat is not None]
         if found:
             break
