@@ -74,6 +74,7 @@ class _Look:
         self.grant, self.fields = holder.on_record(self.line, self.reading)
         self.is_elsewhere = self.grant is not None and self._is_elsewhere(self.grant)
         self.alive = None if self.grant is None or self.is_elsewhere else process.is_alive(self.grant.identity)
+        self._found = survivors.Found(carrying=[], loading=[])
 
     def judged(self) -> Custody:
         found = self._judged()
@@ -196,20 +197,18 @@ class _Look:
             return self._verdict("unknown", f"{gone}; the kernel does not show its locks here")
         if self.joined:
             return self._of_joined(gone)
-        loading = self._loading(grant)
-        if loading:
-            are = "is" if len(loading) == 1 else "are"
-            detail = f"{gone}; {_named(loading)} {are} just loading a program, and may be of its job"
-            return replace(self._verdict("orphaned", detail), is_passing=True)
+        if self._found.loading:
+            are = "is" if len(self._found.loading) == 1 else "are"
+            detail = f"{gone}; {_named(self._found.loading)} {are} loading a program, and may be of its job"
+            return self._verdict("orphaned", detail)
         return self._free(f"{gone} and left no running process behind; the next request cleans up")
 
     def _survivors(self, grant: Line | None) -> list[Stat]:
+        if grant is not None and process.is_of_other_boot(grant.identity):
+            return []  # nothing outlives that, whatever has its numbers now
         leaders = holder.leaders_of(grant, self.fields) if grant is not None else frozenset()
-        return survivors.find(self.places, grant, leaders, and_ancestors=True, proven=True)
-
-    def _loading(self, grant: Line) -> list[Stat]:
-        """Return who may be of a job, but cannot be asked: it is just becoming another program."""
-        return survivors.find(self.places, grant, holder.leaders_of(grant, self.fields), and_ancestors=True)
+        self._found = survivors.look(self.places, grant, leaders)
+        return self._found.carrying
 
     def _client_elsewhere(self, grant: Line) -> list[Stat]:
         """Return a coprocess's client that has the lock on a file which was replaced."""

@@ -89,7 +89,9 @@ def read_blocker(places: Places, now: float) -> Blocker:
         if line is not None and not line.outcome and process.is_alive(line.identity) is False:
             # With `main` nothing of a job keeps the lease but its main process, by the lock itself; and it is locked.
             sought = replace(line, hold_until="session") if line.hold_until == "main" else line
-            living = survivors.find(places, sought, leaders_of(line, reading.fields), proven=True)
+            living = survivors.look(
+                places, sought, leaders_of(line, reading.fields), exempt=survivors.Exempt()
+            ).carrying
             if living:
                 return of_survivors(line, living, reading.fields)
         if look < LOOKS - 1:

@@ -50,7 +50,7 @@ class Lease:
         nested_fd: int,
         *,
         inside: Line | None = None,
-        left_fd: int = -1,
+        removed_fd: int = -1,
     ) -> None:
         self.places = places
         self.request = request
@@ -59,7 +59,7 @@ class Lease:
         self.fd = fd
         self._fields = fields
         self.nested_fd = nested_fd
-        self._left_fd = left_fd  # a sidecar that was removed: the grant's before ours, then our own
+        self._removed_fds = [removed_fd]  # of sidecars: the grant's before ours, then our own
         self._inside = inside  # the grant of a job that has lost its wrapper, goes on, and has made this request
         self._begun = time.monotonic()
         self._begin_is_told = False
@@ -86,7 +86,7 @@ class Lease:
             sidecar.write(self.places.sidecar, self._fields)
         except OSError:
             pass
-        self._close_left()
+        self._close_removed()
 
     def record_begin(self) -> None:
         """Enter the beginning into the ledger."""
@@ -125,14 +125,13 @@ class Lease:
             "seconds": round(self.held_seconds, 6),
         }
         self._leave_line(ended)
-        self._close_left()
         if flock.is_current(self.fd, self.places.lock):
             self._remove_sidecar()
         else:
             self._leave_replaced(ended)
         flock.unlock_and_close(self.nested_fd)  # first, or the next holder would find it locked for a moment
         flock.unlock_and_close(self.fd)
-        self._close_left()
+        self._close_removed()
         return ended
 
     def _leave_line(self, ended: Event) -> None:
@@ -149,14 +148,15 @@ class Lease:
         except OSError:
             pass  # the next holder will have to look for survivors; our end is told in the ledger
 
-    def _close_left(self) -> None:
-        if self._left_fd >= 0:
-            os.close(self._left_fd)
-            self._left_fd = -1
+    def _close_removed(self) -> None:
+        while self._removed_fds:
+            fd = self._removed_fds.pop()
+            if fd >= 0:
+                os.close(fd)
 
     def _remove_sidecar(self) -> None:
         if self._fields["job_pid"] is not None:  # it was replaced since, and is on the disk
-            self._left_fd = sidecar.keep_open(self.places.sidecar)
+            self._removed_fds.append(sidecar.keep_open(self.places.sidecar))
         try:
             sidecar.remove(self.places.sidecar)
         except OSError:

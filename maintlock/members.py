@@ -33,7 +33,8 @@ class Members:
             leaders = leaders_of(self.grant.line, None) | {main}
             known = {stat.pid for stat in found}
             line = self.grant.line
-            carrying = survivors.find(self.grant.places, line, leaders, proven=proven)
+            rest = survivors.look(self.grant.places, line, leaders, exempt=survivors.Exempt())
+            carrying = rest.carrying if proven else [*rest.carrying, *rest.loading]
             found += [stat for stat in carrying if stat.pid not in known]
         if self.hold_until == "tree":
             return found

@@ -148,7 +148,7 @@ def _read_job(places: Places, custody: Custody, fields: Mapping[str, Any]) -> li
     table = process.read_table()
     roots = [grant.identity.pid, *_living_job(fields)]
     found = [row for pid in roots for row in process.descendants(table, pid)]
-    found += survivors.find(places, grant, holder.leaders_of(grant, fields), and_ancestors=True, proven=True)
+    found += survivors.look(places, grant, holder.leaders_of(grant, fields)).carrying
     kept = {row.pid: row for row in found if grant.hold_until == "tree" or row.sid == grant.session_id}
     kept.update({pid: table[pid] for pid in roots if pid in table})
     return [kept[pid] for pid in sorted(kept) if not kept[pid].is_dead]

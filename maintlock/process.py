@@ -20,6 +20,7 @@ PF_EXITING, PF_KTHREAD = 0x4, 0x200000  # linux/sched.h
 _constants: dict[str, str] = {}  # what cannot change while this process lives
 _subreapers: dict[int, bool] = {}  # whether we are one, by our pid
 _own: dict[int, tuple[ProcessIdentity, float | None]] = {}
+AT_ONCE = 1 << 20  # of an environment, whose process may become another program between two reads
 MAX_ENVIRON = 8 << 20  # the kernel's own bound is 6 MiB, and 2 MiB by default (execve(2))
 _blind = [0]
 
@@ -28,8 +29,9 @@ _blind = [0]
 class Stat:
     """One row of the process table. `state` is the kernel's letter: R S D T t Z …; `threads` counts the leader too.
 
-    `flags`, `env_start` and `env_end` are those of proc_pid_stat(5). The last two are addresses; 0 before the process has become
-    the program that it executes, after it has begun to end, and where we may not know or there is no `/proc`.
+    `flags`, `start_code`, `env_start` and `env_end` are those of proc_pid_stat(5), the last three addresses. They are 0 after a
+    process has begun to end, and where there is no `/proc`. While it becomes another program, `start_code` is 0, and the other
+    two are 0 or may be equal before the environment is in place.
     """
 
     pid: int
@@ -41,6 +43,7 @@ class Stat:
     threads: int
     start_ticks: int
     flags: int = 0
+    start_code: int = 0
     env_start: int = 0
     env_end: int = 0
 
@@ -62,7 +65,7 @@ class Stat:
     @property
     def has_no_environment(self) -> bool:
         """It was started with an empty one (`env -i`)."""
-        return 0 < self.env_start == self.env_end
+        return self.start_code > 0 and 0 < self.env_start == self.env_end
 
     @property
     def is_kernel_thread(self) -> bool:
@@ -85,7 +88,7 @@ def read_bytes(path: str, limit: int = 65536) -> bytes | None:
         return None
     try:
         parts = []
-        while limit > 0 and (part := os.read(fd, min(limit, 65536))):
+        while limit > 0 and (part := os.read(fd, min(limit, AT_ONCE))):
             parts.append(part)
             limit -= len(part)
         return b"".join(parts)
@@ -182,6 +185,7 @@ def parsed_stat(text: str) -> Stat | None:
             threads=int(fields[17]),
             start_ticks=int(fields[19]),
             flags=int(fields[6]),
+            start_code=int(fields[23]) if len(fields) > 48 else 0,
             env_start=int(fields[47]) if len(fields) > 48 else 0,
             env_end=int(fields[48]) if len(fields) > 48 else 0,
         )
@@ -361,7 +365,7 @@ def read_environ(pid: int) -> bytes | None:
     stat = read_stat(pid)
     if stat is None or stat.is_dead:
         return b""
-    if stat.state in "ZXx":  # the leader has ended, its threads have not: they have the environment
+    if stat.is_exiting or stat.state in "ZXx":  # the leader ends, its threads work on: they have the environment
         try:
             threads = [f"{base}/task/{tid}" for tid in os.listdir(f"{base}/task") if tid != str(pid)]
         except OSError as error:
@@ -374,10 +378,13 @@ def read_environ(pid: int) -> bytes | None:
 def is_executing(pid: int) -> bool:
     """Tell whether a process is becoming another program, which takes long on a busy disk; without `/proc` it is not known.
 
-    Its new memory has no environment yet. The kernel's own threads have no memory, and what ends has given its own back.
+    Its new memory has neither arguments nor environment nor code yet. The kernel's own threads have no memory, and what ends
+    has given its own back.
     """
-    stat = read_stat(pid) if read_bytes(f"{PROC}/{pid}/environ") == b"" else None
-    return stat is not None and not (stat.env_end or stat.is_exiting or stat.is_kernel_thread or stat.state in "ZXx")
+    if any(read_bytes(f"{PROC}/{pid}/{name}") != b"" for name in ("environ", "cmdline")):
+        return False
+    stat = read_stat(pid)
+    return stat is not None and not (stat.start_code or stat.is_exiting or stat.is_kernel_thread or stat.state in "ZXx")
 
 
 def _psutil_environ(pid: int) -> bytes | None:

@@ -46,13 +46,13 @@ def put_on_record(earlier: Earlier, request: Request, *, waited_seconds: float, 
     _tell_of_last_grant(places, last, reading, beside, patience, now)
     line = _new_line(places, request, last, beside, now)
     fields = _sidecar_fields(places, request, line, waited_seconds)
-    left_fd = sidecar.keep_open(places.sidecar) if reading.state != "missing" else -1
+    removed_fd = sidecar.keep_open(places.sidecar) if reading.state != "missing" else -1
     try:
         line_file.write(earlier.fd, line)
         sidecar.write(places.sidecar, fields, is_first=reading.state != "missing")
     except OSError as error:
-        if left_fd >= 0:
-            os.close(left_fd)
+        if removed_fd >= 0:
+            os.close(removed_fd)
         _put_back(earlier.fd, earlier.content)
         path = places.lock if error.filename is None else os.fsdecode(error.filename)
         raise UnavailableError(
@@ -60,7 +60,9 @@ def put_on_record(earlier: Earlier, request: Request, *, waited_seconds: float, 
             f"{'df' if error.errno in NO_ROOM else 'ls -ld'} {places.directory}"
         ) from error
     flock.unlock(earlier.nested_fd)
-    return Lease(places, request, line, fields, earlier.fd, earlier.nested_fd, inside=earlier.inside, left_fd=left_fd)
+    return Lease(
+        places, request, line, fields, earlier.fd, earlier.nested_fd, inside=earlier.inside, removed_fd=removed_fd
+    )
 
 
 def _tell_of_last_grant(

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 
+from maintlock import flock
 from maintlock.jsontext import encoded_object
 from maintlock.model import Line, ProcessIdentity, record
 from maintlock.names import is_lease_name, is_task_name
@@ -127,9 +128,10 @@ def keep_open(path: str) -> int:
     The last close of a removed file gives its place on the disk back, and takes longer than the rest of a hand-off.
     """
     try:
-        return os.open(path, os.O_RDONLY | FLAGS)
+        fd = os.open(path, os.O_RDONLY | FLAGS)
     except OSError:
         return -1
+    return flock.moved_up(fd) if fd < flock.FIRST_OWN_DESCRIPTOR else fd
 
 
 def read(path: str) -> Reading:

@@ -69,8 +69,7 @@ def read_keepers(places: Places, found: Custody) -> Keepers:
     carrying = _read_carrying(places, found)
     supervised = grant is not None and found.alive is True and grant.mode == "supervised"
     wrapper = process.read_stat(grant.identity.pid) if grant is not None and supervised else None
-    carrying_grant = survivors.find(places, grant, and_ancestors=True, proven=True)
-    stats = {stat.pid: stat for stat in (*found.members, *carrying_grant)}
+    stats = {stat.pid: stat for stat in (*found.members, *survivors.look(places, grant).carrying)}
     for pid in carrying:
         stat = process.read_stat(pid)
         if stat is not None and not stat.is_dead and (not supervised or grant is None or stat.sid == grant.session_id):
@@ -136,7 +135,7 @@ def stop(places: Places, stopped: str | None, *, grace_seconds: float) -> bool:
         if time.monotonic() >= kill_at:  # who is to be killed is proven anew
             found, keepers = read_kept(places)
             if _is_over(found, stopped):
-                return True
+                continue
             _kill(keepers, with_wrapper=time.monotonic() >= kill_at + WRAPPER_SECONDS)
     return False
 

@@ -11,6 +11,7 @@ import time
 
 from maintlock import process
 from maintlock.errors import UnavailableError
+from maintlock.model import record
 from maintlock.tokens import HELD, STATE_DIR, parsed
 
 TYPE_CHECKING = False
@@ -26,51 +27,58 @@ LOOKS = 8  # an environment is empty while its process executes another program
 LOOK_SECONDS = 0.001  # and twice as long at each further look
 
 
+@record(frozen=True, kw_only=True)
+class Found:
+    """What is left of a grant: who carries it, and who may, but is still `loading` a program and cannot be asked."""
+
+    carrying: list[Stat]
+    loading: list[Stat]
+
+
 def find(
-    places: Places,
-    line: Line | None,
-    leaders: frozenset[int] = frozenset(),
-    *,
-    and_ancestors: bool = False,
-    proven: bool = False,
-    exempt: Exempt | None = None,
+    places: Places, line: Line | None, leaders: frozenset[int] = frozenset(), *, exempt: Exempt | None = None
 ) -> list[Stat]:
+    """Return what keeps a request of ours from the lease; see `look`. We ourselves and our ancestors do not."""
+    found = look(places, line, leaders, exempt=exempt or Exempt())
+    return sorted([*found.carrying, *found.loading], key=lambda stat: stat.pid)
+
+
+def look(
+    places: Places, line: Line | None, leaders: frozenset[int] = frozenset(), *, exempt: Exempt | None = None
+) -> Found:
     """Return the survivors of the last grant: found in one pass or, if that finds none, in a second one.
 
     With no line (empty or bad) they are those of any grant of this lease and state directory. `leaders` are the process
-    groups of the job: a process whose environment is not readable counts if it is in one of them. One that is still executing
-    a program after several looks counts too, for it may be of the job; who names or signals what was found wants the `proven`
-    ones only. We ourselves and our ancestors are never survivors to a request of ours, and `exempt` knows afterwards who of
-    them would have been; who only looks wants to see the ancestors too.
+    groups of the job: a process whose environment is not readable counts if it is in one of them. In the job's session, one
+    that is still executing a program after all looks may be a survivor: whoever wants the lease waits for it, and nobody
+    signals it. `exempt` are not looked at, and it knows afterwards who of them would have been survivors.
 
     Raises:
         UnavailableError: There was no descriptor left to look with.
     """
+    found = Found(carrying=[], loading=[])
     if line is not None and line.hold_until == "main":
-        return []
-    search = _Search(places, line, leaders, Exempt(and_ancestors=and_ancestors) if exempt is None else exempt)
+        return found
+    search = _Search(places, line, leaders, exempt)
     blind = process.times_blind()
-    found: list[Stat] = []
     for _ in range(PASSES):
-        found, unclear = search.one_pass()
-        if not proven and process.has_proc():
-            found += [stat for stat in map(process.read_stat, unclear) if stat is not None]
-        if found:
-            break
-    if not found and process.times_blind() != blind:
+        found = search.one_pass()
+        if found.carrying or found.loading:
+            return found
+    if process.times_blind() != blind:
         raise UnavailableError(
             "whether anything of the last job still works cannot be seen: too many open files; see: ulimit -n"
         )
-    return sorted(found, key=lambda stat: stat.pid)
+    return found
 
 
 class Exempt:
     """We ourselves and our ancestors, who are looked for only once somebody comes into question: a waiter is in a hurry."""
 
-    def __init__(self, *, and_ancestors: bool = False) -> None:
+    def __init__(self) -> None:
         self.met: set[int] = set()  # who came into question
         self._us = os.getpid()
-        self._ancestors: frozenset[int] | None = frozenset() if and_ancestors else None
+        self._ancestors: frozenset[int] | None = None
 
     def __contains__(self, pid: int) -> bool:
         if pid != self._us:
@@ -88,47 +96,45 @@ class Exempt:
 
 
 class _Search:
-    """Passes over the process table. Who cannot be a survivor is asked once: who lives keeps its pid, and who is new has another."""
+    """Passes over the process table. Another session stays another one: of nearly all processes, only that is asked, and once."""
 
-    def __init__(self, places: Places, line: Line | None, leaders: frozenset[int], exempt: Exempt) -> None:
+    def __init__(self, places: Places, line: Line | None, leaders: frozenset[int], exempt: Exempt | None) -> None:
         self.places = places
         self.line = line
         self.leaders = leaders
         self.exempt = exempt
         self.session = line.session_id if line is not None and line.hold_until == "session" else None
-        self._cleared: set[int] = set()
+        self._elsewhere: set[int] = set()
 
-    def one_pass(self) -> tuple[list[Stat], list[int]]:
-        """Return the survivors, and those whose environment was empty at every look."""
-        found, unclear = self._sorted_out(pid for pid in process.read_pids() if pid not in self._cleared)
-        for look in range(LOOKS):
+    def one_pass(self) -> Found:
+        """Look at every process of the session, or of the machine where the grant is not bound to one."""
+        found, unclear = self._sorted_out(pid for pid in process.read_pids() if pid not in self._elsewhere)
+        for again in range(LOOKS):
             if not unclear:
                 break
-            time.sleep(LOOK_SECONDS * 2**look)
+            time.sleep(LOOK_SECONDS * 2**again)
             more, unclear = self._sorted_out(unclear)
             found += more
-        return found, unclear
+        loading = filter(process.is_executing, unclear) if self.session is not None else ()
+        stats = [stat for stat in map(process.read_stat, loading) if stat is not None]
+        return Found(carrying=sorted(found, key=lambda stat: stat.pid), loading=stats)
 
     def _sorted_out(self, pids: Iterable[int]) -> tuple[list[Stat], list[int]]:
         """Return the survivors among these, and those whose environment is empty so far."""
         found, unclear = [], []
         for pid in pids:
             try:
-                session = os.getsid(pid)  # of nearly all processes, nothing more is asked
+                session = os.getsid(pid)
             except OSError:
                 continue
             if self.session is not None and session != self.session:
-                self._cleared.add(pid)
+                self._elsewhere.add(pid)
                 continue
             environ = process.read_environ(pid)
             if environ and not carries(environ, self.places, self.line, session):
-                self._cleared.add(pid)
                 continue
             stat = process.read_stat(pid)
-            if stat is not None and _is_out_of_question(stat):
-                self._cleared.add(pid)
-                continue
-            if stat is None or pid in self.exempt:
+            if stat is None or _cannot_be_one(stat) or (self.exempt is not None and pid in self.exempt):
                 continue
             if environ is None:
                 found += [stat] if stat.pgid in self.leaders else []
@@ -139,7 +145,7 @@ class _Search:
         return found, unclear
 
 
-def _is_out_of_question(stat: Stat) -> bool:
+def _cannot_be_one(stat: Stat) -> bool:
     """Tell whether a process is no survivor whatever its environment holds: it works no more, or has none."""
     is_ending = stat.is_exiting and stat.threads <= 1
     return stat.is_dead or is_ending or stat.is_kernel_thread or stat.has_no_environment

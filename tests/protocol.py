@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from maintlock import history, line, locktable, process, sidecar
 from maintlock.model import Line, ProcessIdentity, replace
 from maintlock.paths import Places
@@ -138,6 +140,26 @@ def until_asleep(daemon: int) -> None:
         return stat is not None and (stat.name, stat.state, stat.sid) == ("sleep", "S", daemon)
 
     until(is_daemon, "the daemon to sleep in a session of its own")
+
+
+def show_without_memory(patch: pytest.MonkeyPatch, pid: int, *, flags: int = 0, env: int = 0) -> None:
+    """Have the kernel's files show a process as it is while it becomes another program or, with `flags`, while it ends."""
+    real, base = process.read_bytes, f"{process.PROC}/{pid}"
+
+    def read(path: str, limit: int = 65536) -> bytes | None:
+        content = real(path, limit)
+        if content is None or not path.startswith(f"{base}/"):
+            return content
+        if path != f"{base}/stat":
+            return b""
+        left, _, right = content.rpartition(b")")
+        fields = right.split()
+        fields[6] = b"%d" % (int(fields[6]) | flags)
+        fields[23] = b"0"
+        fields[47] = fields[48] = b"%d" % env
+        return b") ".join([left, b" ".join(fields)])
+
+    patch.setattr(process, "read_bytes", read)
 
 
 def until_gone(pid: int) -> None:

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from maintlock import custody, events, pending, process
+from maintlock import custody, events, pending
 from maintlock import stop as stopping
 from maintlock.times import rfc3339
 from tests.protocol import (
@@ -29,6 +29,7 @@ from tests.protocol import (
     kill,
     line_of,
     places,
+    show_without_memory,
     survivor_of_a_crash,
     told,
     until_asleep,
@@ -193,8 +194,7 @@ def test_survivors_are_stopped(lock: Lock) -> None:
 def test_who_is_just_loading_a_program_is_not_taken_for_a_part(lock: Lock, monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot be asked whether it is of the job, because it is becoming another program, is named and not stopped (L2)."""
     stranger = lock.start("1000", program="sleep")
-    real = process.read_environ
-    monkeypatch.setattr(process, "read_environ", lambda pid: b"" if pid == stranger.pid else real(pid))
+    show_without_memory(monkeypatch, stranger.pid)
     with survivor_of_a_crash(lock, "backup") as survivor:
         found, keepers = stopping.read_kept(places(lock))
         assert [stat.pid for stat in found.members] == [stat.pid for stat in keepers.all] == [survivor]

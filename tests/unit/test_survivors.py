@@ -13,7 +13,7 @@ import pytest
 from maintlock import line, process, survivors
 from maintlock.model import Line, replace
 from maintlock.paths import Places
-from tests.protocol import PROBES, PYTHON, until_gone
+from tests.protocol import PROBES, PYTHON, show_without_memory, until_gone
 from tests.support import Running, until
 
 # Of this process alone: tests may run side by side, in one session.
@@ -149,7 +149,7 @@ def test_who_only_looks_sees_ancestors_too(spawn: Spawn, monkeypatch: pytest.Mon
     parents = [process.read_stat(here.pid)]
     monkeypatch.setattr(process, "ancestors", lambda pid: parents)
     assert found(line_of()) == set()
-    assert [stat.pid for stat in survivors.find(PLACES, line_of(), and_ancestors=True)] == [here.pid]
+    assert [stat.pid for stat in survivors.look(PLACES, line_of()).carrying] == [here.pid]
 
 
 def test_the_dead_are_none(spawn: Spawn) -> None:
@@ -177,15 +177,27 @@ def test_who_is_executing_is_looked_at_again(spawn: Spawn, monkeypatch: pytest.M
     assert found(line_of()) == {here.pid}
 
 
-def test_who_takes_long_to_execute_counts(spawn: Spawn, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program that a busy disk has not loaded after all looks counts; one with no environment does not."""
-    slow, bare = spawn(carrying(), start_new_session=True), spawn({}, start_new_session=True)
-    real_environ = process.read_environ
-    monkeypatch.setattr(process, "read_environ", lambda pid: b"" if pid == slow.pid else real_environ(pid))
+@pytest.mark.parametrize("env", [0, 4096], ids=["no memory yet", "a place for the environment"])
+def test_who_takes_long_to_execute_counts(spawn: Spawn, monkeypatch: pytest.MonkeyPatch, env: int) -> None:
+    """In the job's session, a program that a busy disk has not loaded after all looks counts, as one that may be anybody's."""
+    slow = spawn(carrying(), start_new_session=True)
+    show_without_memory(monkeypatch, slow.pid, env=env)
+    told = survivors.look(PLACES, line_of(session_id=slow.pid))
+    assert (told.carrying, [stat.pid for stat in told.loading]) == ([], [slow.pid])
+    assert found(line_of(session_id=slow.pid)) == {slow.pid}
+    assert found(line_of("tree", session_id=slow.pid)) == set()
+
+
+def test_who_has_no_environment_does_not_count(spawn: Spawn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program without any environment is none of the job's, and is not waited for; nor one whose environment is never readable."""
+    bare, odd = spawn({}, start_new_session=True), spawn({"A": "1"}, start_new_session=True)
+    slept: list[float] = []
+    monkeypatch.setattr(survivors.time, "sleep", slept.append)
     assert process.read_environ(bare.pid) == b""
-    assert [found(line_of(session_id=one.pid)) for one in (slow, bare)] == [{slow.pid}, set()]
-    assert survivors.find(PLACES, line_of(session_id=slow.pid), proven=True) == []  # it may be anybody's
-    assert found(line_of("tree")) == {slow.pid}
+    assert (found(line_of(session_id=bare.pid)), slept) == (set(), [])
+    real = process.read_environ
+    monkeypatch.setattr(process, "read_environ", lambda pid: b"" if pid == odd.pid else real(pid))
+    assert found(line_of(session_id=odd.pid)) == set()
 
 
 def test_a_stranger_who_executes_slowly_is_none(spawn: Spawn, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,22 +219,17 @@ def test_a_stranger_who_executes_slowly_is_none(spawn: Spawn, monkeypatch: pytes
 
 def test_a_process_that_takes_long_to_end_is_none(spawn: Spawn, monkeypatch: pytest.MonkeyPatch) -> None:
     """What has given its memory back and is still there, because a busy machine has not come to its end, works no more."""
-    ending = spawn({}, start_new_session=True)
-    real = process.read_stat
-
-    def read_stat(pid: int) -> process.Stat | None:
-        stat = real(pid)
-        is_it = stat is not None and pid == ending.pid
-        return replace(stat, flags=stat.flags | process.PF_EXITING, env_start=0, env_end=0) if is_it else stat
-
-    monkeypatch.setattr(process, "read_stat", read_stat)
+    ending = spawn({"A": "1"}, start_new_session=True)
+    show_without_memory(monkeypatch, ending.pid, flags=process.PF_EXITING)
     assert found(line_of(session_id=ending.pid)) == set()
 
 
-def test_a_process_that_keeps_executing_is_found(spawn: Spawn, tmp_path: Path) -> None:
-    """A job that does nothing but execute itself anew is found at every look."""
+@pytest.mark.parametrize("variables", [0, 2000])
+def test_a_process_that_keeps_executing_is_found(spawn: Spawn, tmp_path: Path, variables: int) -> None:
+    """A job that does nothing but execute itself anew is found at every look, however long its environment is."""
     (tmp_path / "again").write_text('exec sh "$0"\n')
-    here = spawn(carrying(), "sh", "-c", 'echo ready; exec sh "$0"', str(tmp_path / "again"))
+    more = {f"VARIABLE_{number}": "x" * 40 for number in range(variables)}
+    here = spawn({**more, **carrying()}, "sh", "-c", 'echo ready; exec sh "$0"', str(tmp_path / "again"))
     assert [found(line_of()) for _ in range(200)] == [{here.pid}] * 200
 
 
