@@ -17,7 +17,7 @@ from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from maintlock import book, migrations, pending
+from maintlock import book, flock, migrations, pending
 from maintlock.entries import as_seconds
 from maintlock.errors import EXIT_UNAVAILABLE, MaintlockError
 from maintlock.paths import PENDING_FILES
@@ -116,6 +116,13 @@ class Ledger:
 
     def close(self) -> None:
         """Close the connection; the next drain opens another."""
+        if self._db is None or self._pid != os.getpid():
+            self._close()
+            return
+        with _kept_in_place(self.directory):
+            self._close()
+
+    def _close(self) -> None:
         db, self._db, self._known_version = self._db, None, None
         if db is None:
             return
@@ -134,7 +141,7 @@ class Ledger:
             LedgerUnavailable: It is busy, full, read-only, corrupt, of a newer schema, or not ours.
         """
         if self._pid != os.getpid():
-            self.close()
+            self._close()
             self._pid, self._mutex = os.getpid(), threading.Lock()
         deadline = time.monotonic() + DRAIN_SECONDS
         if not self._mutex.acquire(timeout=BUSY_SECONDS):
@@ -159,7 +166,7 @@ class Ledger:
                 try:
                     lost += self._enter(waiting.events, now, deadline)
                 except BaseException:
-                    self.close()  # which rolls back; the next drain starts afresh
+                    self._close()  # which rolls back; the next drain starts afresh
                     raise
             waiting.truncate()
             if lost:
@@ -200,7 +207,7 @@ class Ledger:
         patience = max(0.0, min(BUSY_SECONDS, deadline - time.monotonic()))
         found = _checked(self.path)
         if self._db is None or found is None or (found.st_dev, found.st_ino) != self._opened:
-            self.close()
+            self._close()
             self._db = _open_to_write(self.path, patience)
             found = os.lstat(self.path)
             self._opened = found.st_dev, found.st_ino
@@ -282,8 +289,28 @@ def _opened_as(path: str, mode: str) -> sqlite3.Connection:
 
 def _roll_back(path: str) -> None:
     """Take back what somebody who was killed while making the database had begun: a read-only connection cannot."""
-    with closing(_opened_as(path, "rw")) as db:
+    with _kept_in_place(os.path.dirname(path)), closing(_opened_as(path, "rw")) as db:
         migrations.schema_version(db)
+
+
+@contextmanager
+def _kept_in_place(directory: str) -> Iterator[None]:
+    """Keep who moves the database under the locks of drains away while a connection is closed, as well as that can be had.
+
+    The last one to close writes the log into its database, and removes the log by its name, which is that of another
+    database's log by then, if its own was moved meanwhile. Appending goes on.
+    """
+    try:
+        fd, is_locked = pending.opened_to_append(directory, at_most=pending.APPEND_LOCK_SECONDS)
+    except OSError:  # drains are stopped, or the directory is gone
+        yield
+        return
+    try:
+        yield
+    finally:
+        if is_locked:
+            flock.unlock(fd)
+        os.close(fd)
 
 
 @contextmanager

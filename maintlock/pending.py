@@ -194,7 +194,7 @@ def _line(event: Mapping[str, object]) -> str:
 
 def _write(directory: str, lines: list[str]) -> tuple[int, bool]:
     """Return how many lines are not in the file at all, and whether all are there whole."""
-    fd, is_locked = _opened_to_append(directory)
+    fd, is_locked = opened_to_append(directory)
     try:
         size = os.fstat(fd).st_size
         if size > MAX_BYTES:
@@ -214,14 +214,16 @@ def _write(directory: str, lines: list[str]) -> tuple[int, bool]:
     return _unwritten(lines, written - len(lead)), False
 
 
-def _opened_to_append(directory: str) -> tuple[int, bool]:
+def opened_to_append(directory: str, *, at_most: float = LAST_LOCK_SECONDS) -> tuple[int, bool]:
     """Return the descriptor of a pending file, and whether it is locked: it is not where no drain could lock it either.
+
+    `at_most` seconds are waited in all.
 
     Raises:
         TimeoutError: Drains are stopped under the locks of all files that are left.
         OSError: The file cannot be opened.
     """
-    seconds, left = APPEND_LOCK_SECONDS, LAST_LOCK_SECONDS
+    seconds, left = APPEND_LOCK_SECONDS, at_most
     for name in PENDING_FILES[_newest(directory) :]:
         seconds = left if name == PENDING_FILES[-1] else seconds
         fd = _opened(directory, name, os.O_RDWR | os.O_APPEND | os.O_CREAT)

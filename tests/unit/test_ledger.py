@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import functools
 import json
 import math
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 from maintlock import config, entries, flock, history, ledger, marks, migrations, pending, process, program, tally
 from maintlock.history import Snapshot, highest_fence, read_history, read_snapshot, typical_seconds
 from maintlock.ledger import Ledger, LedgerUnavailable, drain
-from maintlock.paths import Places
+from maintlock.paths import PENDING_FILES, Places
 from maintlock.states import Collision, TaskState
 from maintlock.times import epoch_seconds, rfc3339
 from tests.clock import Clock
@@ -968,6 +969,34 @@ def test_a_kept_ledger_notices_a_removed_database(tmp_path: Path) -> None:
 
 
 # What can be wrong with the file ---------------------------------------------------------------------------------------
+
+
+def test_closing_does_not_take_the_next_database_along(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database that is moved under the locks of drains is closed before or after that: SQLite removes its log by name."""
+    aside, clock = tmp_path_factory.mktemp("aside"), Clock()
+    monkeypatch.setattr(flock, "time", clock)
+    kept, following = Ledger(str(tmp_path)), Ledger(str(tmp_path))
+    assert pending.append(str(tmp_path), [deferred(1, 0)])
+    kept.drain(now=NOW)
+    fds = [os.open(tmp_path / name, os.O_RDWR | os.O_CREAT, 0o600) for name in PENDING_FILES]
+    for fd in fds:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def move() -> None:
+        for suffix in ("", "-wal", "-shm"):
+            (tmp_path / f"ledger.db{suffix}").rename(aside / f"ledger.db{suffix}")
+        for fd in fds:
+            os.close(fd)
+        assert pending.append(str(tmp_path), [deferred(2, 1)])
+        following.drain(now=NOW)
+
+    clock.at_sleep[1] = move
+    kept.close()
+    assert (tmp_path / "ledger.db-wal").exists()
+    assert [row["at"] for row in read_history(str(tmp_path))] == [rfc3339(NOW + 1)]
+    following.close()
 
 
 @pytest.mark.parametrize("umask", [0, 0o077, 0o277])
