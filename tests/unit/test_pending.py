@@ -285,15 +285,22 @@ def test_a_stopped_drain_delays_an_append_only_briefly_and_loses_nothing(
     assert pending.waiting(str(tmp_path)) == [pending.PENDING]
 
 
+def drain_every_file(directory: Path, child: Callable[..., Child], *, stopped: int) -> Child:
+    """Have each file, with an event in it, locked by a drain, of which the first so many are stopped; return the last drain."""
+    for number, name in enumerate(PENDING_FILES):
+        assert pending.append(str(directory), [event(number)])
+        drainer = child(DRAINER, directory, name)
+        assert drainer.says() == "locked"
+        if number < stopped:
+            drainer.stop()
+    return drainer
+
+
 def test_with_every_file_in_a_stopped_drain_the_loss_is_counted(
     tmp_path: Path, child: Callable[..., Child], clock: Clock
 ) -> None:
     """When each file is locked by a drain that is stopped, an event is dropped and counted, within a second."""
-    for number, name in enumerate(PENDING_FILES):
-        assert pending.append(str(tmp_path), [event(number)])
-        drainer = child(DRAINER, tmp_path, name)
-        assert drainer.says() == "locked"
-        drainer.stop()
+    drain_every_file(tmp_path, child, stopped=len(PENDING_FILES))
     before = clock.now
     assert not pending.append(str(tmp_path), [event(9)])
     assert 0 < clock.now - before < 0.95
@@ -305,13 +312,7 @@ def test_the_last_file_is_waited_for_longer_than_a_drain_waits_for_the_database(
     tmp_path: Path, child: Callable[..., Child], clock: Clock
 ) -> None:
     """With no file left to go to, an event has the patience that a drain has under its lock, and is not dropped."""
-    for number, name in enumerate(PENDING_FILES):
-        assert pending.append(str(tmp_path), [event(number)])
-        drainer = child(DRAINER, tmp_path, name)
-        assert drainer.says() == "locked"
-        if name != PENDING_FILES[-1]:
-            drainer.stop()
-
+    drainer = drain_every_file(tmp_path, child, stopped=len(PENDING_FILES) - 1)
     before = clock.now
 
     def look() -> None:
