@@ -45,14 +45,16 @@ witness = Witness(directory)
 def work(grant: str, fence: int, env: dict[str, str]) -> None:
     """Be at work for a moment: in this process, at times in a child, at times in a block inside."""
     witness.begin(grant, str(fence), kind)
-    time.sleep(rng.choice((0, 0, 0, 0.001, 0.004)))
-    if rng.random() < 0.04:
-        took = str(rng.randrange(5_000))
-        subprocess.run([*worker, directory, "child", took, "0", "0"], env={**os.environ, **env}, check=False)
-    if kind == "hold" and rng.random() < 0.04:
-        with maintlock.hold("inside"):
-            pass
-    witness.end()
+    try:
+        time.sleep(rng.choice((0, 0, 0, 0.001, 0.004)))
+        if rng.random() < 0.04:
+            took = str(rng.randrange(5_000))
+            subprocess.run([*worker, directory, "child", took, "0", "0"], env={**os.environ, **env}, check=False)
+        if kind == "hold" and rng.random() < 0.04:
+            with maintlock.hold("inside"):
+                pass
+    finally:
+        witness.end()  # also where nothing can be started: the lease is given back then, and our work is over
     if rng.random() < 0.02:
         raise OnPurpose
 
