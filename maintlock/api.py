@@ -213,9 +213,14 @@ def _drain(directory: str, history_seconds: float | None) -> None:
         return
     if directory not in _ledgers:
         _ledgers[directory] = ledger.Ledger(directory)
-        atexit.register(_drain_now, directory)
+        atexit.register(_close, directory)
     _ledgers[directory].history_seconds = history_seconds
     _drain_now(directory)
+
+
+def _close(directory: str) -> None:
+    _drain_now(directory)
+    _ledgers[directory].close()
 
 
 def _drain_now(directory: str) -> None:

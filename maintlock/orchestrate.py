@@ -100,6 +100,7 @@ def _leave(orchestrator: Orchestrator, waker: Waker, said: Namespace) -> None:
             orchestrator.troubles.attempt("jobs", orchestrator.tend_jobs)
     if said.stop_daemons:
         orchestrator.daemons.stop()
+    orchestrator.ledger.close()
     orchestrator.write_record(stopped_at=time.time())
     log.info("stopped", extra={"event": "stopped", "running": sorted(orchestrator.jobs.recorded())})
     sys.stderr.flush()

@@ -32,6 +32,7 @@ MAX_LINE_BYTES = 64 << 10
 MAX_TEXT = 1000  # of each text in an event whose line would be longer than that
 APPEND_LOCK_SECONDS = 0.2  # then it is the turn of the next file
 LAST_LOCK_SECONDS = 0.75  # in all, where there is no next file: a drain keeps one while it waits for the database
+_is_in_vain = [False]  # whether the last wait was: a program that tells several things waits for one of them
 DRAIN_LOCK_SECONDS = 0.5
 COUNTER_DIGITS = 20
 FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # neither a symlink nor a FIFO in its place can lead or hold us
@@ -40,7 +41,7 @@ FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # neither a symlink nor a 
 def append(directory: str, events: Sequence[Event]) -> bool:
     """Append events with one write; False if any was dropped, which is counted in `ledger.dropped`.
 
-    Takes 0.95 s at worst, while drains are stopped, and raises nothing: no job waits for, or fails of, its own history.
+    Takes 0.95 s at worst, while drains are stopped, once; and raises nothing: no job waits for, or fails of, its own history.
     """
     try:
         lines = [_line(event) for event in events]
@@ -217,24 +218,27 @@ def _write(directory: str, lines: list[str]) -> tuple[int, bool]:
 def opened_to_append(directory: str, *, at_most: float = LAST_LOCK_SECONDS) -> tuple[int, bool]:
     """Return the descriptor of a pending file, and whether it is locked: it is not where no drain could lock it either.
 
-    `at_most` seconds are waited in all.
+    `at_most` seconds are waited in all, and none after a wait in vain, until an append has succeeded again.
 
     Raises:
         TimeoutError: Drains are stopped under the locks of all files that are left.
         OSError: The file cannot be opened.
     """
-    seconds, left = APPEND_LOCK_SECONDS, at_most
+    left = 0.0 if _is_in_vain[0] else at_most
+    seconds = min(APPEND_LOCK_SECONDS, left)
     for name in PENDING_FILES[_newest(directory) :]:
         seconds = left if name == PENDING_FILES[-1] else seconds
         fd = _opened(directory, name, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         try:
             if flock.lock_within(fd, shared=True, seconds=seconds):
+                _is_in_vain[0] = False
                 return fd, True
         except MaintlockError:
             return fd, False
         os.close(fd)
         left -= seconds
         seconds = 0.0
+    _is_in_vain[0] = True
     raise TimeoutError(errno.ETIMEDOUT, "is being drained by processes that do not finish")
 
 

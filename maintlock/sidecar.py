@@ -129,9 +129,9 @@ def keep_open(path: str) -> int:
     """
     try:
         fd = os.open(path, os.O_RDONLY | FLAGS)
+        return flock.moved_up(fd) if fd < flock.FIRST_OWN_DESCRIPTOR else fd
     except OSError:
         return -1
-    return flock.moved_up(fd) if fd < flock.FIRST_OWN_DESCRIPTOR else fd
 
 
 def read(path: str) -> Reading:

@@ -63,9 +63,9 @@ def look(
     blind = process.times_blind()
     for _ in range(PASSES):
         found = search.one_pass()
-        if found.carrying or found.loading:
+        if found.carrying:
             return found
-    if process.times_blind() != blind:
+    if not found.loading and process.times_blind() != blind:
         raise UnavailableError(
             "whether anything of the last job still works cannot be seen: too many open files; see: ulimit -n"
         )
