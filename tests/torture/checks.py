@@ -348,7 +348,8 @@ def _named(actor: Actor) -> str:
 
 def _inventions(facts: _Facts) -> Iterator[Problem]:
     """Nobody is on record who was not there, and no job as completed that did not work."""
-    there = {actor.pid for actor in (*facts.ring.ended, *facts.ring.running.values())}
+    actors = (*facts.ring.ended, *facts.ring.running.values())
+    there = {actor.pid for actor in actors}
     for row in facts.named("acquired", "deferred"):
         if row["task"] in WRAP_TASKS and row["pid"] not in there:
             yield Problem("invented", f"{row}: there was no such wrapper")
@@ -359,7 +360,7 @@ def _inventions(facts: _Facts) -> Iterator[Problem]:
             if is_known and row["outcome"] == "completed" and row["lease_id"] not in finished:
                 yield Problem("invented", f"{row}: its job has not worked")
     for pid, rows in _grouped((row for row in facts.named("deferred") if row["task"] in WRAP_TASKS), "pid").items():
-        if len(rows) > sum(actor.pid == pid for actor in facts.ring.ended):
+        if len(rows) > sum(actor.pid == pid for actor in actors):
             yield Problem("doubled", f"deferrals of one wrapper: {rows}")
 
 
